@@ -1,0 +1,122 @@
+"""What the arms reach on AN4: dense, narrow, prune-only and grow-and-prune, several seeds each.
+
+    python -m benchmarks.accuracy --out results/benchmarks/an4-accuracy.csv
+    python -m benchmarks.accuracy --arm lstm-gp --seed 0 --dropout 0.1
+
+Every arm gets the same epochs, the same recipe and the same tries of its dropout (`DROPOUTS`, seed
+0, chosen on the development split); the chosen one is then run with the other seeds. A row is
+appended after every training, so that an interrupted run goes on where it stopped. One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from pathlib import Path
+
+import torch
+
+from gpsearch.candidate import Architecture, Candidate, Training
+from gpsearch.schedule import GMP, GP, Dense, Schedule
+from gpsearch.tasks.speech import SpeechTask
+from gpsearch.train import grow_and_prune
+
+SEEDS = (0, 1, 2)
+DROPOUTS = (0.1, 0.25)
+COLUMNS = ("arm", "seed", "dropout", "epochs", "weights", "nonzeros", "cpu_minutes", "dev_wer",
+           "test_wer", "test_cer")  # fmt: skip
+
+LSTM = {"hidden_size": 128, "gate_depth": 0}
+HLSTM = {"hidden_size": 128, "gate_depth": 1, "gate_width": 96}
+DIRECT = {"hidden_size": 104, "gate_depth": 1, "gate_width": 32, "gate_direct": True}
+NARROW = {"hidden_size": 32, "gate_depth": 1, "gate_width": 24, "gate_direct": False}
+NARROW_LSTM = {"hidden_size": 24, "gate_depth": 0}
+
+ARMS: dict[str, tuple[dict[str, object], Schedule]] = {
+    "lstm-dense": (LSTM, Dense()),
+    "lstm-gp": (LSTM, GP(final_density=0.1)),
+    "lstm-prune-only": (LSTM, GMP(final_density=0.1)),
+    "hlstm-direct-gp": (DIRECT, GP(final_density=0.1)),
+    "hlstm-direct-dense": (DIRECT, Dense()),
+    "hlstm-direct-prune-only": (DIRECT, GMP(final_density=0.1)),
+    "hlstm-narrow-dense": (NARROW, Dense()),
+    "hlstm-dense": (HLSTM, Dense()),
+    "lstm-narrow-dense": (NARROW_LSTM, Dense()),
+    "hlstm-gp": (HLSTM, GP(final_density=0.1)),
+}
+
+
+def train(arm: str, seed: int, dropout: float, epochs: int) -> dict[str, object]:
+    """Train one arm once and return its row."""
+    shape, schedule = ARMS[arm]
+    architecture = Architecture(**shape, dropout=dropout)  # type: ignore[arg-type]
+    candidate = Candidate(architecture, schedule, Training(epochs=epochs))
+    task = SpeechTask()
+    torch.manual_seed(seed)
+    model = task.build(candidate.architecture)
+    started = time.process_time()
+    grow_and_prune(model, task, candidate.schedule, candidate.training, seed=seed)
+    minutes = (time.process_time() - started) / 60
+    weights = [p for n, p in model.named_parameters() if task.prunable(n) and p.dim() > 1]
+    test = task.evaluate(model, "test")
+    return {
+        "arm": arm,
+        "seed": seed,
+        "dropout": dropout,
+        "epochs": epochs,
+        "weights": sum(w.numel() for w in weights),
+        "nonzeros": sum(int(w.count_nonzero()) for w in weights),
+        "cpu_minutes": round(minutes, 2),
+        "dev_wer": round(task.evaluate(model)["wer"], 4),
+        "test_wer": round(test["wer"], 4),
+        "test_cer": round(test["cer"], 4),
+    }
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    """Return the rows written so far."""
+    return list(csv.DictReader(out.open(encoding="utf-8"))) if out.exists() else []
+
+
+def run(out: Path, arm: str, seed: int, dropout: float, epochs: int) -> float:
+    """Train unless a row is there already; return the development error."""
+    for row in rows_of(out):
+        if (row["arm"], int(row["seed"]), float(row["dropout"]), int(row["epochs"])) == (
+            arm, seed, dropout, epochs,
+        ):  # fmt: skip
+            return float(row["dev_wer"])
+    row = train(arm, seed, dropout, epochs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not out.exists()
+    with out.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+    print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    return float(str(row["dev_wer"]))
+
+
+def main() -> None:
+    """Run the arms asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/an4-accuracy.csv"))
+    parser.add_argument("--arm", choices=list(ARMS), action="append")
+    parser.add_argument("--seed", type=int, action="append")
+    parser.add_argument("--dropout", type=float, action="append")
+    parser.add_argument("--epochs", type=int, default=40)
+    flags = parser.parse_args()
+    torch.set_num_threads(1)
+    for arm in flags.arm or ARMS:
+        tries = {
+            dropout: run(flags.out, arm, SEEDS[0], dropout, flags.epochs)
+            for dropout in flags.dropout or DROPOUTS
+        }
+        chosen = min(tries, key=lambda dropout: tries[dropout])
+        for seed in flags.seed or SEEDS:
+            run(flags.out, arm, seed, chosen, flags.epochs)
+
+
+if __name__ == "__main__":
+    main()

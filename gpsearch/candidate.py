@@ -1,0 +1,184 @@
+"""A candidate: one point of the search space, as three frozen records and a TOML file.
+
+Architecture (what is built), schedule (how its connections grow and are pruned; see
+`gpsearch.schedule`) and training (how its weights are trained).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from gpsearch.errors import UserError
+from gpsearch.schedule import SCHEDULES, Dense, Schedule
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The recurrent stack a task builds its model around."""
+
+    layers: int = 2
+    """Recurrent layers."""
+    hidden_size: int = 128
+    """State units of a layer, in each direction."""
+    gate_depth: int = 1
+    """Hidden layers in every gate; 0 is the plain LSTM."""
+    gate_width: int = 64
+    """Units of each gate's hidden layers."""
+    activation: Literal["relu", "leaky_relu", "tanh", "gelu"] = "relu"
+    """Activation of the gates' hidden layers."""
+    gate_direct: bool = False
+    """A direct affine path beside the gates' hidden layers."""
+    gate_norm: bool = False
+    """Layer norm on the gates' hidden layers."""
+    gate_dropout: float = 0.0
+    """Dropout on the outputs of the gates' hidden layers."""
+    bidirectional: bool = True
+    """Read the sequence in both directions."""
+    merge: Literal["concat", "sum"] = "concat"
+    """How the two directions are joined."""
+    norm: Literal["layer", "batch", "none"] = "layer"
+    """Normalisation between recurrent layers."""
+    dropout: float = 0.1
+    """Dropout between recurrent layers."""
+    front: Literal["light", "deepspeech2"] = "light"
+    """Convolutional front end, where the task has one: 16 channels, or the paper's 32."""
+
+    @property
+    def gate_hidden(self) -> tuple[int, ...]:
+        """The gates' hidden widths, as `gpsearch.HLSTM` takes them."""
+        return (self.gate_width,) * self.gate_depth
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the weights are trained."""
+
+    epochs: int = 30
+    """Passes over the training split, growing and pruning included."""
+    batch_size: int = 8
+    """Sequences in a batch."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Optimizer; sgd has Nesterov momentum 0.9."""
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
+    rate_shape: Literal["cosine", "trapezoid", "constant"] = "cosine"
+    """The learning rate over the run, after the warm-up."""
+    warmup: float = 0.1
+    """Share of the run in which the learning rate rises from zero."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    clip: float = 5.0
+    """Largest norm of a step's gradient."""
+    augment: float = 1.0
+    """Strength of the task's augmentation; 0 is off."""
+    kick_epochs: int = 1
+    """First epochs on the task's easier loss, where it has one."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point of the search space."""
+
+    architecture: Architecture = field(default_factory=Architecture)
+    schedule: Schedule = field(default_factory=Dense)
+    training: Training = field(default_factory=Training)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Return the three tables of the TOML form."""
+        return {
+            "architecture": dataclasses.asdict(self.architecture),
+            "schedule": {"name": self.schedule.name, **dataclasses.asdict(self.schedule)},
+            "training": dataclasses.asdict(self.training),
+        }
+
+    def to_toml(self) -> str:
+        """Return the candidate as TOML; `from_dict(tomllib.loads(...))` gives it back."""
+        return "\n".join(
+            f"[{table}]\n" + "".join(f"{key} = {_literal(value)}\n" for key, value in rows.items())
+            for table, rows in self.to_dict().items()
+        )
+
+    @classmethod
+    def from_dict(cls, tables: dict[str, Any], where: str = "candidate") -> Candidate:
+        """Build a candidate from its tables; what is absent takes its default.
+
+        Raises:
+            UserError: A table, key, type or value is not of the candidate's form.
+        """
+        _refuse_unknown(tables, ("architecture", "schedule", "training"), where)
+        rows = dict(tables.get("schedule", {}))
+        name = rows.pop("name", "dense")
+        if name not in SCHEDULES:
+            raise UserError(
+                f"{where}: [schedule] name = {name!r} is unknown; one of {', '.join(SCHEDULES)}"
+            )
+        return cls(
+            record(Architecture, tables.get("architecture", {}), f"{where}: [architecture]"),
+            record(SCHEDULES[name], rows, f"{where}: [schedule]"),
+            record(Training, tables.get("training", {}), f"{where}: [training]"),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Candidate:
+        """Read a candidate's TOML file.
+
+        Raises:
+            UserError: The file is missing, is no TOML, or has a wrong key or value.
+        """
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({error})") from error
+        except tomllib.TOMLDecodeError as error:
+            raise UserError(f"{path}: not valid TOML ({error})") from error
+        return cls.from_dict(tables, str(path))
+
+
+def record(kind: type[T], rows: dict[str, Any], where: str) -> T:
+    """Build the dataclass ``kind`` from ``rows``, checking every key and type.
+
+    Raises:
+        UserError: A key is unknown, or a value has the wrong type or is out of its range.
+    """
+    hints = get_type_hints(kind)
+    _refuse_unknown(rows, [f.name for f in dataclasses.fields(kind)], where)  # type: ignore[arg-type]
+    values = {key: _checked(value, hints[key], f"{where} {key}") for key, value in rows.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise UserError(f"{where} {error}") from error
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            choices = ", ".join(map(repr, get_args(hint)))
+            raise UserError(f"{where} = {value!r} is not one of {choices}")
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint in (int, float, bool, str) and type(value) is not hint:
+        raise UserError(f"{where} = {value!r} should be of type {hint.__name__}")
+    return value
+
+
+def _refuse_unknown(rows: Any, known: Any, where: str) -> None:
+    if not isinstance(rows, dict):
+        raise UserError(f"{where} should be a table")
+    for key in rows:
+        if key not in known:
+            raise UserError(f"{where} has no key {key!r}; it takes {', '.join(known)}")
+
+
+def _literal(value: Any) -> str:
+    """Write one value as TOML; records hold only booleans, numbers and strings."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if not isinstance(value, str) else f'"{value}"'

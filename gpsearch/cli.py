@@ -1,0 +1,223 @@
+"""The command line: every command is a few lines over the library."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gpsearch.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Search H-LSTM architectures and grow-and-prune schedules for a device.",
+)
+
+RESULTS = Path("results")
+Folder = Annotated[Path, typer.Argument(help="A results folder.")]
+Device = Annotated[str, typer.Option(help="A device's name, or module:Class.")]
+Flag = Annotated
+
+
+@app.command()
+def run(
+    out: Annotated[Path | None, typer.Option(help="Results folder; results/TASK-SPACE-DEVICE if not given.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with any of these flags; flags win.")] = None,
+    task: Annotated[str | None, typer.Option(help="What to learn (gpsearch tasks).")] = None,
+    space: Annotated[str | None, typer.Option(help="Search space: a name (gpsearch spaces) or a .toml file.")] = None,
+    device: Annotated[str | None, typer.Option(help="Target device: a name (gpsearch devices) or module:Class.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Finished trials in the folder in all, baselines and resumed ones included.")] = None,
+    objectives: Annotated[str | None, typer.Option(help="error and costs to minimise: error,latency,energy,flops,params,memory.")] = None,
+    constraint: Annotated[list[str] | None, typer.Option(help='Upper limit such as "latency_ms<=5"; repeatable.')] = None,
+    data: Annotated[str | None, typer.Option(help="The task's data, if not the package's.")] = None,
+    timeout: Annotated[str | None, typer.Option(help="Stop after this long (90m, 2h); resumable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of proposals, weights and data order.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="tpe, nsga2 or random.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of every training, if not the space's.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that train; all cores if not given.")] = None,
+) -> None:
+    """Start a search."""
+    from gpsearch.settings import Settings
+    from gpsearch.study import Study
+
+    flags = {
+        "task": task, "space": space, "device": device, "budget": budget,
+        "objectives": objectives, "constraint": tuple(constraint or ()) or None, "data": data,
+        "timeout": timeout, "seed": seed, "sampler": sampler, "epochs": epochs,
+        "threads": threads,
+    }  # fmt: skip
+    rows = Settings.read(config) if config else {}
+    rows |= {name: value for name, value in flags.items() if value is not None}
+    if rows.get("data"):
+        rows["data"] = str(Path(rows["data"]).resolve())
+    settings = Settings.of(rows)
+    name = f"{settings.task}-{Path(settings.space).stem}-{settings.device.replace(':', '.')}"
+    _work(Study.create(out or RESULTS / name, settings))
+
+
+@app.command()
+def resume(
+    folder: Folder,
+    budget: Annotated[int | None, typer.Option(help="New total of finished trials.")] = None,
+    timeout: Annotated[str | None, typer.Option(help="Stop after this long (90m, 2h).")] = None,
+) -> None:
+    """Go on with a search that was stopped, killed, or is to be longer."""
+    from gpsearch.study import Study
+
+    study = Study(folder)
+    study.extend(budget, timeout)
+    _work(study)
+
+
+@app.command()
+def front(
+    folder: Folder,
+    form: Annotated[str, typer.Option("-f", "--format", help="table, csv or json.")] = "table",
+) -> None:
+    """Print a study's Pareto front."""
+    from gpsearch import report
+    from gpsearch.study import Study
+
+    if form not in ("table", "csv", "json"):
+        raise UserError(f"-f {form!r} is none of table, csv, json")
+    typer.echo(report.front_text(report.Results.of(Study(folder)), form), nl=False)
+
+
+@app.command()
+def train(
+    candidate: Annotated[Path, typer.Argument(help="A candidate's TOML file.")],
+    task: Annotated[str, typer.Option(help="What to learn.")] = "speech",
+    data: Annotated[Path | None, typer.Option(help="The task's data, if not the package's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for checkpoint, history and model.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights and data order.")] = 0,
+) -> None:
+    """Train one candidate by its schedule, outside a study."""
+    import torch
+
+    from gpsearch import tasks
+    from gpsearch.candidate import Candidate
+    from gpsearch.compact import compact
+    from gpsearch.deploy import save_model
+    from gpsearch.progress import print_epoch
+    from gpsearch.train import grow_and_prune
+
+    chosen = Candidate.read(candidate)
+    learned = tasks.find(task, data)
+    folder = out or RESULTS / candidate.stem
+    torch.manual_seed(seed)
+    model = grow_and_prune(
+        learned.build(chosen.architecture),
+        learned,
+        chosen.schedule,
+        chosen.training,
+        folder=folder,
+        seed=seed,
+        listener=lambda epoch: print_epoch(epoch, chosen.training.epochs),
+    )
+    deployed = compact(model)
+    save_model(deployed, folder / "model.pt")
+    scores = {split: learned.evaluate(deployed, split) for split in ("dev", "test")}
+    for split, metrics in scores.items():
+        typer.echo(f"{split}: " + ", ".join(f"{k} {v:.2%}" for k, v in metrics.items()))
+    typer.echo(f"model: {folder / 'model.pt'}")
+
+
+@app.command()
+def profile(
+    model: Annotated[Path, typer.Argument(help="A folder with model.pt, or a candidate's TOML file.")],
+    device: Device = "cpu",
+    task: Annotated[str, typer.Option(help="Gives the example to run.")] = "speech",
+    data: Annotated[Path | None, typer.Option(help="The task's data, if not the package's.")] = None,
+    energy: Annotated[bool, typer.Option(help="Measure joules per inference too.")] = True,
+) -> None:
+    """Measure a model: latency, energy, FLOPs, weights."""
+    from gpsearch import profiling, tasks
+    from gpsearch.deploy import load_model, read_costs, untrained
+    from gpsearch.progress import reading_table
+
+    learned = tasks.find(task, data)
+    is_candidate = model.suffix == ".toml"
+    network = untrained(model, learned) if is_candidate else load_model(model / "model.pt")
+    reading = read_costs(profiling.find(device), network, learned, energy=energy)
+    typer.echo(reading_table(reading), nl=False)
+
+
+@app.command()
+def devices() -> None:
+    """List the installed devices, what each can measure, and why not."""
+    from gpsearch.progress import devices_table
+
+    typer.echo(devices_table(), nl=False)
+
+
+@app.command()
+def tasks() -> None:
+    """List the installed tasks."""
+    from gpsearch import tasks as installed
+
+    for name, what in installed.installed().items():
+        typer.echo(f"{name:12} {what}")
+
+
+@app.command()
+def spaces() -> None:
+    """List the built-in search spaces."""
+    from gpsearch.space import built_in
+
+    for name, what in built_in().items():
+        typer.echo(f"{name:12} {what}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works on this machine, what doesn't, and the remedy."""
+    from gpsearch.progress import diagnosis
+
+    text, healthy = diagnosis()
+    typer.echo(text, nl=False)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def _work(study: Any) -> None:
+    """Run a study to its end, its pictures and tables renewed after every trial."""
+    from gpsearch import report
+    from gpsearch.progress import Progress
+    from gpsearch.search import Search, TimeUp
+
+    with study.locked():
+        progress = Progress(study, lambda: report.write(report.Results.of(study)))
+        try:
+            Search(study, progress).run()
+        except TimeUp:
+            typer.echo(f"time is up; go on with: gpsearch resume {study.folder}")
+        except KeyboardInterrupt:
+            typer.echo(f"\ninterrupted; go on with: gpsearch resume {study.folder}", err=True)
+            raise SystemExit(130) from None
+        finally:
+            progress.close()
+        results = report.Results.of(study)
+        report.write(results)
+        typer.echo(report.front_text(results, "table"), nl=False)
+        typer.echo(f"results: {study.folder}")
+
+
+def main(run_app: Callable[[], Any] = app) -> None:
+    """Run the command line; exit 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    try:
+        run_app()
+    except UserError as error:
+        typer.echo(f"gpsearch: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except RuntimeError as error:
+        typer.echo(f"gpsearch: {error}", err=True)
+        sys.exit(1)

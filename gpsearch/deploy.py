@@ -1,0 +1,127 @@
+"""A deployed model and its costs: saved, loaded, counted, measured; also in a fresh process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gpsearch import flops, profiling, tasks
+from gpsearch.errors import UserError
+from gpsearch.files import write_atomically
+from gpsearch.profiling import DeviceProfiler, Reading, measure
+from gpsearch.space import Space
+from gpsearch.study import Row, Study
+from gpsearch.tasks import Task
+
+
+def read_costs(
+    device: DeviceProfiler,
+    model: nn.Module,
+    task: Task,
+    *,
+    reference: nn.Module | None = None,
+    reference_name: str = "reference",
+    energy: bool = False,
+    max_seconds: float = 20.0,
+) -> Reading:
+    """Measure a model on the task's example, and count its FLOPs and weights."""
+    example = task.example()
+    reading = measure(
+        device,
+        model,
+        example,
+        reference=reference,
+        reference_name=reference_name,
+        energy=energy,
+        max_seconds=max_seconds,
+    )
+    counts = flops.count(model, example)
+    return dataclasses.replace(reading, quantities={**reading.quantities, **counts})
+
+
+def columns(reading: Reading) -> Row:
+    """Return a reading as columns of ``trials.csv``; what is unavailable is None."""
+    row: Row = {name: quantity.value for name, quantity in reading.quantities.items()}
+    row["latency_lo_s"], row["latency_hi_s"] = reading["latency_s"].ci95 or (None, None)
+    return row
+
+
+def reference_model(space: Space, task: Task) -> nn.Module:
+    """Return the space's first baseline, untrained: every latency is interleaved with it."""
+    candidate = space.baseline_candidates()[reference_name(space)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return task.build(candidate.architecture).eval()
+
+
+def reference_name(space: Space) -> str:
+    """Return the name of the space's first baseline."""
+    return next(iter(space.baselines()))
+
+
+def save_model(model: nn.Module, path: Path) -> None:
+    """Save a deployed model atomically, as a pickled module."""
+    write_atomically(path, lambda temporary: torch.save(model, temporary))
+
+
+def load_model(path: Path) -> nn.Module:
+    """Load a model that `save_model` wrote. Like every pickle it must come from a trusted source.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such model (models are kept for members of the front)")
+    try:
+        model = torch.load(path, map_location="cpu", weights_only=False)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError) as error:
+        raise UserError(f"{path}: not a readable model ({type(error).__name__})") from error
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{path}: holds no model")
+    return model.eval()
+
+
+def remeasure(folder: Path, number: int) -> Row:
+    """Measure a trial's model in a fresh process and score it on the test split.
+
+    Raises:
+        RuntimeError: The process failed.
+    """
+    command = [sys.executable, "-m", "gpsearch.deploy", str(folder), str(number)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"measuring trial {number} again failed: {last}")
+    row: Row = json.loads(done.stdout.strip().splitlines()[-1])
+    return row
+
+
+def _final_row(folder: Path, number: int) -> Row:
+    study = Study(folder)
+    settings, space = study.settings, study.space
+    task = tasks.find(settings.task, Path(settings.data) if settings.data else None)
+    model = load_model(study.trial_folder(number) / "model.pt")
+    reading = read_costs(
+        profiling.find(settings.device),
+        model,
+        task,
+        reference=reference_model(space, task),
+        reference_name=reference_name(space),
+        energy=any(goal.name == "energy" for goal in settings.goals),
+    )
+    scores: dict[str, Any] = {
+        f"test_{name}": value for name, value in task.evaluate(model, "test").items()
+    }
+    return columns(reading) | scores | {"test_error": scores[f"test_{task.metric}"]}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_final_row(Path(sys.argv[1]), int(sys.argv[2]))))

@@ -1,0 +1,1 @@
+"""The recurrence behind `gpsearch.HLSTM`, and how its directions read a padded batch."""

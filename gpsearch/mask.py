@@ -1,0 +1,60 @@
+"""Masks: which weights are awake. Pure functions with exact counts and one rule for ties.
+
+The tie rule, everywhere: of equal scores the one with the lower index (row-major) wins. Magnitudes
+tie more often than one thinks - all dormant weights are exactly zero - and a threshold would then
+take all of them or none, so counts are exact by construction.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def top_k(score: Float[Tensor, "*shape"], count: int) -> Bool[Tensor, "*shape"]:
+    """Mark the ``count`` largest scores; of equal ones the lower index wins.
+
+    Raises:
+        ValueError: ``count`` is negative or more than there are scores, or a score is NaN.
+    """
+    if not 0 <= count <= score.numel():
+        raise ValueError(f"count = {count} should lie between 0 and {score.numel()}")
+    if score.isnan().any():
+        raise ValueError("a score is NaN")
+    order = score.flatten().sort(descending=True, stable=True).indices
+    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
+    mask[order[:count]] = True
+    return mask.view(score.shape)
+
+
+def connected(
+    rows: int, columns: int, count: int, generator: torch.Generator
+) -> Bool[Tensor, "rows columns"]:
+    """Draw a random mask of exactly ``count`` weights in which every neuron stays connected.
+
+    Every row and every column gets at least one weight, as long as ``count`` is at least
+    max(rows, columns); a smaller count connects as many as it can.
+    """
+    mask = torch.zeros(rows, columns, dtype=torch.bool)
+    links = torch.arange(min(count, max(rows, columns)))
+    row, column = (
+        torch.randperm(rows, generator=generator),
+        torch.randperm(columns, generator=generator),
+    )
+    # Walking both permutations in step, the shorter one around and around, meets every row and
+    # every column, and no pair twice.
+    mask[row[links % rows], column[links % columns]] = True
+    score = torch.rand(rows, columns, generator=generator).masked_fill(mask, -1.0)
+    return mask | top_k(score, count - len(links))
+
+
+def shares(sizes: list[int], density: float) -> list[int]:
+    """Split round(density * sum(sizes)) weights over matrices of these sizes, exactly."""
+    counts, taken, seen = [], 0, 0
+    for size in sizes:
+        seen += size
+        upto = round(density * seen)
+        counts.append(upto - taken)
+        taken = upto
+    return counts

@@ -1,0 +1,43 @@
+"""Measuring a model on a device, and the one door by which devices come in.
+
+A device profiler supplies primitives only: say what it can, load a model, run it, read a counter.
+The engine owns warm-up, order, repeats and statistics, so that every device is measured alike.
+A profiler imports this module and nothing else of the engine.
+
+    quantity    one number, and how it was got
+    device      what a profiler is: `DeviceProfiler` and the facts it states
+    plugins     from a name to a profiler: `find`, `installed`, `devices`
+    intervals   medians, quantiles and their 95 % intervals
+    latency     the order of the calls, and when to stop
+    energy      windows on a cumulative counter
+    host        the measuring machine: its load, and the lock on a device
+    measuring   `measure`: one model on one device, as one `Reading`
+"""
+
+from gpsearch.profiling.device import (
+    API_VERSION,
+    DeviceFacts,
+    DeviceProfiler,
+    EnergyMeter,
+    MemoryMeter,
+)
+from gpsearch.profiling.host import Host
+from gpsearch.profiling.measuring import Reading, check, measure
+from gpsearch.profiling.plugins import devices, find, installed
+from gpsearch.profiling.quantity import Quantity
+
+__all__ = [
+    "API_VERSION",
+    "DeviceFacts",
+    "DeviceProfiler",
+    "EnergyMeter",
+    "Host",
+    "MemoryMeter",
+    "Quantity",
+    "Reading",
+    "check",
+    "devices",
+    "find",
+    "installed",
+    "measure",
+]

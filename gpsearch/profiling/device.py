@@ -1,0 +1,76 @@
+"""What a device profiler is.
+
+A new device is one class with the methods of `DeviceProfiler`, named in the entry-point group
+`gpsearch.profilers` of its package; `profilers/cpu.py` is the one to copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+API_VERSION = "1"
+"""The version of `DeviceProfiler` that this engine speaks."""
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What a device is, what can be measured on it, and why the rest cannot."""
+
+    name: str
+    """Such as "cpu"; two measurements on devices of one name never overlap."""
+    fingerprint: Mapping[str, str]
+    """All that a latency depends on: processor, threads, clocks, versions."""
+    torch_device: str = "cpu"
+    """Where a candidate for this device is trained: "cpu" or "cuda"."""
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    """What of latency_s, energy_j and peak_memory_bytes cannot be measured, and why."""
+    latency_method: str = "perf_counter"
+    """The clock behind `DeviceProfiler.run`."""
+    energy_method: str = ""
+    """The counter behind `EnergyMeter.read_energy`."""
+    energy_scope: str = ""
+    """What that counter covers: "device", "socket", "board"."""
+
+
+@runtime_checkable
+class DeviceProfiler(Protocol):
+    """A device's primitives; the protocol of measurement is the engine's."""
+
+    api_version: str
+    """A class attribute: `API_VERSION` as it was when the profiler was written."""
+
+    def probe(self) -> DeviceFacts:
+        """Say what the device is and what it can; cheap, and without side effects."""
+
+    def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> Any:
+        """Return a handle to a copy of ``model`` that is ready to run on ``example`` there."""
+
+    def run(self, handles: Sequence[Any], schedule: Sequence[int]) -> list[float]:
+        """Run ``handles[i]`` once for each ``i`` of ``schedule``, in this order.
+
+        Returns:
+            Seconds of each call, timed on the device, from its start until its output is there.
+        """
+
+    def close(self) -> None:
+        """Let go of the device."""
+
+
+@runtime_checkable
+class EnergyMeter(Protocol):
+    """What a `DeviceProfiler` has besides, where there is an energy counter."""
+
+    def read_energy(self) -> tuple[float, float]:
+        """Return (clock in s, cumulative J), both never falling; RuntimeError where it fails."""
+
+
+@runtime_checkable
+class MemoryMeter(Protocol):
+    """What a `DeviceProfiler` has besides, where the peak memory of a call can be told."""
+
+    def peak_memory(self, handle: Any) -> int:
+        """Return bytes at the peak of one call: the weights and everything alive beside them."""

@@ -1,0 +1,175 @@
+"""Timing single calls, the candidate's between the reference's, until the answer is sharp enough.
+
+On a shared machine a median drifts by tens of percent between two moments. The ratio of a call to
+the two reference calls right beside it hardly does, which is why nothing is timed in blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpsearch.errors import UserError
+from gpsearch.profiling.device import DeviceFacts, DeviceProfiler
+from gpsearch.profiling.intervals import quantile, quantile_interval
+from gpsearch.profiling.quantity import Quantity
+
+ENOUGH = 64
+"""Triplets of every reading that has the time; then 128, 256 and so on while it is not sharp."""
+MOST = 4096
+FEWEST = 6
+"""Fewer have no 95 % interval of the median."""
+SHORTEST_S = 0.5
+"""Time on the device, so that fast models are not judged by one lucky moment."""
+DRIFT = 0.10
+_CHUNK = 16
+_SETTLED = 0.05
+_WARM_UP_BLOCKS = 20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The calls of one reading, in seconds."""
+
+    candidate: list[float]
+    reference: list[tuple[float, float]]
+    """The calls right before and after each of the candidate's; empty without a reference."""
+    precision: float
+    max_seconds: float
+    settled: bool
+
+    @property
+    def ratios(self) -> list[float]:
+        """Each call of the candidate over the mean of the two beside it."""
+        pairs = zip(self.candidate, self.reference, strict=True) if self.reference else []
+        return [2 * call / (before + after) for call, (before, after) in pairs]
+
+    @property
+    def half_width(self) -> float:
+        """Half the 95 % interval of what the reading is for, as a fraction of it."""
+        samples = self.ratios or self.candidate
+        interval = quantile_interval(samples)
+        return (interval[1] - interval[0]) / 2 / quantile(samples) if interval else math.inf
+
+    @property
+    def drift(self) -> float:
+        """Change of the reference (or the candidate, alone) from the first third to the last."""
+        calls = [sum(pair) / 2 for pair in self.reference] or self.candidate
+        third = max(1, len(calls) // 3)
+        return quantile(calls[-third:]) / quantile(calls[:third]) - 1
+
+    def faults(self) -> list[str]:
+        """Return what makes this reading unstable; empty where it can be trusted."""
+        n, wide = len(self.candidate), self.half_width > self.precision
+        checks = {
+            "the warm-up did not settle": not self.settled,
+            f"only {n} of {ENOUGH} calls fitted into {self.max_seconds:g} s": n < ENOUGH,
+            f"interval of ±{self.half_width:.1%}, {self.precision:.1%} wanted": wide,
+            f"speed drifted by {self.drift:+.0%} within the reading": abs(self.drift) > DRIFT,
+        }
+        return [fault for fault, is_there in checks.items() if is_there]
+
+
+def timed(device: DeviceProfiler, handles: Sequence[Any], schedule: Sequence[int]) -> list[float]:
+    """Run the schedule and return the seconds of each call.
+
+    Raises:
+        UserError: The profiler returned something else.
+    """
+    seconds = device.run(handles, schedule)
+    if len(seconds) != len(schedule) or not all(0 < call < math.inf for call in seconds):
+        raise UserError(
+            f"profiler {type(device).__name__}: run() must return one positive time in seconds "
+            f"for each of the {len(schedule)} calls asked for; mend the profiler"
+        )
+    return seconds
+
+
+def time_calls(
+    device: DeviceProfiler, handles: Sequence[Any], precision: float, max_seconds: float
+) -> Timing:
+    """Warm up, then time calls until the interval is narrow or the time on the device is over.
+
+    Args:
+        device: Where the handles are loaded.
+        handles: The candidate, and then the reference if there is one.
+        precision: Wanted half-width of the 95 % interval, as a fraction.
+        max_seconds: Time on the device, the warm-up (at most a quarter more) aside.
+    """
+    turn = (1, 0, 1) if len(handles) == 2 else (0,)
+    turn_s, settled = _warm_up(device, handles, turn, max_seconds / 4)
+    calls: list[float] = []
+    spent_s, enough = 0.0, ENOUGH
+    while True:
+        fitting = int((max_seconds - spent_s) / turn_s)
+        seconds = timed(device, handles, turn * min(_CHUNK, max(1, fitting)))
+        calls, spent_s = calls + seconds, spent_s + sum(seconds)
+        timing = _timing(calls, len(turn), precision, max_seconds, settled)
+        n = len(timing.candidate)
+        sharp = timing.half_width <= precision and spent_s >= SHORTEST_S
+        if n >= enough and (sharp or n >= MOST):
+            return timing
+        # Looking only at doublings keeps the interval honest: each look is a chance to be lucky.
+        enough = enough * 2 if n >= enough else enough
+        if n >= FEWEST and spent_s + turn_s > max_seconds:
+            return timing
+
+
+def quantities(timing: Timing, facts: DeviceFacts) -> dict[str, Quantity]:
+    """Return what the timing says, under the names of the results."""
+    summarised = {
+        "latency_s": (timing.candidate, 0.5),
+        "latency_p90_s": (timing.candidate, 0.9),
+    }
+    if timing.reference:
+        reference = [call for pair in timing.reference for call in pair]
+        summarised |= {
+            "latency_ratio": (timing.ratios, 0.5),
+            "latency_reference_s": (reference, 0.5),
+        }
+    found = {
+        name: Quantity(
+            quantile(samples, q),
+            "1" if name == "latency_ratio" else "s",
+            "measured",
+            quantile_interval(samples, q),
+            len(samples),
+            facts.latency_method,
+            "device",
+        )
+        for name, (samples, q) in summarised.items()
+    }
+    alone = Quantity.unavailable("1", "measured without a reference model")
+    return {"latency_ratio": alone} | found
+
+
+def _warm_up(
+    device: DeviceProfiler, handles: Sequence[Any], turn: tuple[int, ...], limit_s: float
+) -> tuple[float, bool]:
+    """Run until a block is no longer faster than the one before; return (seconds a turn, did it).
+
+    Devices warm up from slow to fast; a device that slows down is told by `Timing.drift`.
+    """
+    spent_s = turn_s = sum(timed(device, handles, turn))
+    for _ in range(_WARM_UP_BLOCKS):
+        turns = min(_CHUNK, max(1, int(limit_s / 4 / turn_s)))
+        seconds = timed(device, handles, turn * turns)
+        spent_s += sum(seconds)
+        starts = range(0, len(seconds), len(turn))
+        before_s, turn_s = turn_s, quantile([sum(seconds[i : i + len(turn)]) for i in starts])
+        if turn_s >= (1 - _SETTLED) * before_s:
+            return turn_s, True
+        if spent_s > limit_s:
+            break
+    return turn_s, False
+
+
+def _timing(
+    calls: list[float], calls_a_turn: int, precision: float, max_seconds: float, settled: bool
+) -> Timing:
+    if calls_a_turn == 1:
+        return Timing(calls, [], precision, max_seconds, settled)
+    pairs = list(zip(calls[0::3], calls[2::3], strict=True))
+    return Timing(calls[1::3], pairs, precision, max_seconds, settled)

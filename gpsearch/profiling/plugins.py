@@ -1,0 +1,135 @@
+"""From a name to a device profiler: built-in, installed by pip, or in a plain file.
+
+All come by the same door, the entry-point group `gpsearch.profilers`, and only the one that is
+named is imported: a broken plug-in troubles nobody who does not use it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gpsearch.errors import UserError
+from gpsearch.profiling.device import API_VERSION, DeviceFacts, DeviceProfiler
+
+GROUP = "gpsearch.profilers"
+_METHODS = ("probe", "load", "run", "close")
+
+
+def installed() -> dict[str, str]:
+    """Return the names of all profilers, each with the package (and version) that brings it."""
+    return {entry.name: _package(entry) for entry in sorted(entry_points(group=GROUP))}
+
+
+def find(name: str) -> DeviceProfiler:
+    """Return the profiler called ``name``.
+
+    Args:
+        name: A name of `installed`; or ``module:Class``, importable from here or in the current
+            folder; or ``path/to/file.py:Class``.
+
+    Raises:
+        UserError: There is none of this name, it cannot be imported, or it is no profiler.
+    """
+    entries = [entry for entry in entry_points(group=GROUP) if entry.name == name]
+    if len({entry.value for entry in entries}) > 1:
+        packages = " and ".join(sorted(_package(entry) for entry in entries))
+        raise UserError(f"two devices are called {name!r}, of {packages}; uninstall one of them")
+    if entries:
+        source = f"of package {_package(entries[0])}"
+        mend = "update or reinstall that package"
+        return _made(_imported(entries[0].load, name, source, mend), name, source, mend)
+    module, colon, class_name = name.rpartition(":")
+    if not colon:
+        known = ", ".join(installed()) or "none"
+        raise UserError(f"no device called {name!r}; installed: {known} (or give module:Class)")
+    return _from_file(name, module, class_name)
+
+
+def devices() -> dict[str, DeviceFacts | UserError]:
+    """Return what each installed profiler says of its device, or why it cannot be asked."""
+    facts: dict[str, DeviceFacts | UserError] = {}
+    for name in installed():
+        try:
+            facts[name] = find(name).probe()
+        except UserError as error:
+            facts[name] = error
+    return facts
+
+
+def _from_file(name: str, module: str, class_name: str) -> DeviceProfiler:
+    load = _load_path if module.endswith(".py") else _load_module
+    if module.endswith(".py") and not Path(module).is_file():
+        raise UserError(f"device {name!r}: there is no file {module}")
+    source, mend = f"of {module}", "correct that file"
+    loaded = _imported(lambda: load(module), name, source, mend)
+    if not hasattr(loaded, class_name):
+        raise UserError(f"device {name!r}: {module} defines no {class_name!r}; {mend}")
+    return _made(getattr(loaded, class_name), name, source, mend)
+
+
+def _load_module(name: str) -> ModuleType:
+    with _current_folder_importable():
+        return importlib.import_module(name)
+
+
+def _load_path(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"gpsearch_device_{Path(path).stem}", path)
+    assert spec is not None
+    assert spec.loader is not None  # since it ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """Let imports see the current folder, as `python -m` does and an installed command does not."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _imported(load: Any, name: str, source: str, mend: str) -> Any:
+    try:
+        return load()
+    except Exception as error:  # whatever a stranger's module raises
+        raise UserError(
+            f"device {name!r} {source} cannot be imported: {_line(error)}; {mend}"
+        ) from error
+
+
+def _made(factory: Any, name: str, source: str, mend: str) -> DeviceProfiler:
+    spoken = getattr(factory, "api_version", None)
+    if spoken != API_VERSION:
+        said = f"speaks API version {spoken!r}, this gpsearch {API_VERSION!r}"
+        raise UserError(f"device {name!r} {source} {said}; {mend}")
+    missing = [method for method in _METHODS if not callable(getattr(factory, method, None))]
+    if missing:
+        raise UserError(f"device {name!r} {source} lacks {', '.join(missing)}(); {mend}")
+    try:
+        profiler: DeviceProfiler = factory()
+    except Exception as error:  # whatever a stranger's constructor raises
+        raise UserError(
+            f"device {name!r} {source} does not start: {_line(error)}; {mend}"
+        ) from error
+    return profiler
+
+
+def _package(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown package"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

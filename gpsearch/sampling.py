@@ -1,0 +1,118 @@
+"""What to try next: a pure function of the finished trials and the seed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpsearch.candidate import Candidate
+from gpsearch.space import Space
+
+if TYPE_CHECKING:
+    import optuna
+
+ATTEMPTS = 20
+"""Proposals drawn before a space is taken to hold nothing new."""
+
+
+class SpaceExhausted(Exception):
+    """Every candidate the sampler comes up with has been tried."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A candidate to try, and what Optuna must know of it."""
+
+    candidate: Candidate
+    params: dict[str, Any]
+    distributions: dict[str, Any]
+    system_attrs: dict[str, Any]
+    baseline: str = ""
+    """The baseline's name, if it is one."""
+
+
+def propose(
+    finished: Sequence[optuna.trial.FrozenTrial],
+    space: Space,
+    *,
+    goals: int,
+    sampler: str,
+    seed: int,
+    params: dict[str, Any] | None = None,
+) -> Proposal:
+    """Return the next candidate: the space's baselines first, then what the sampler suggests.
+
+    The sampler is made anew for every proposal, from the seed and the number of finished trials,
+    and sees the finished trials only; so a study that is killed and resumed repeats nothing and
+    misses nothing. A candidate that was tried before is not proposed again.
+
+    Args:
+        finished: The finished trials, in order.
+        space: Where to look.
+        goals: How many objectives there are.
+        sampler: One of `gpsearch.settings.SAMPLERS`.
+        seed: The study's seed.
+        params: Propose exactly these parameters, as before an interruption.
+
+    Raises:
+        SpaceExhausted: Nothing new was found in `ATTEMPTS` draws.
+    """
+    number = len(finished)
+    baselines = list(space.baselines().items())
+    name = baselines[number][0] if number < len(baselines) else ""
+    fixed = params or (baselines[number][1] if name else None)
+    tried = {_key(trial.params) for trial in finished}
+    for attempt in range(ATTEMPTS):
+        draw = _draw(finished, space, goals, sampler, (seed, number, attempt), fixed)
+        if fixed is not None or _key(draw.params) not in tried:
+            candidate = space.suggest(_fixed_trial(draw))
+            attrs = {k: v for k, v in draw.system_attrs.items() if k.startswith("nsga")}
+            return Proposal(candidate, draw.params, draw.distributions, attrs, name)
+    raise SpaceExhausted
+
+
+def _draw(
+    finished: Sequence[optuna.trial.FrozenTrial],
+    space: Space,
+    goals: int,
+    sampler: str,
+    seed: tuple[int, int, int],
+    fixed: dict[str, Any] | None,
+) -> optuna.trial.FrozenTrial:
+    """Ask a sampler once, in a study in memory that nobody keeps."""
+    import numpy as np
+    import optuna
+
+    entropy = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    study = optuna.create_study(directions=["minimize"] * goals, sampler=_sampler(sampler, entropy))
+    study.add_trials(finished)
+    if fixed is not None:
+        study.enqueue_trial(fixed)
+    space.suggest(study.ask())
+    return study.trials[-1]
+
+
+def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    import optuna
+
+    if name == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed)
+    if name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        # multivariate and group are marked experimental; without them a conditional space (gate
+        # width only where there are gates) falls back to independent sampling.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
+
+
+def _fixed_trial(draw: optuna.trial.FrozenTrial) -> Any:
+    import optuna
+
+    return optuna.trial.FixedTrial(draw.params)
+
+
+def _key(params: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(params.items()))

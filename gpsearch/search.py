@@ -1,0 +1,266 @@
+"""The search: Optuna proposes, every trial is really trained and really measured. Start here.
+
+`Search.try_candidate` is the whole story; the rest keeps it going. Where things are kept, and why
+a kill loses nothing, is in `gpsearch.study`; what is tried next, in `gpsearch.sampling`.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import random
+import time
+import traceback
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from gpsearch import profiling, tasks
+from gpsearch.candidate import Candidate
+from gpsearch.compact import compact
+from gpsearch.deploy import columns, read_costs, reference_model, reference_name, remeasure, save_model
+from gpsearch.errors import UserError
+from gpsearch.files import write_text
+from gpsearch.growprune import sketch
+from gpsearch.objectives import front
+from gpsearch.profiling import Reading
+from gpsearch.sampling import Proposal, SpaceExhausted, propose
+from gpsearch.study import Row, Study
+from gpsearch.train import Epoch, grow_and_prune
+
+MARGIN = 0.25
+"""A candidate is gated before training when a cost is above its limit by more than this share:
+more than growing, an early stop of the pruning, or a noisy glance would change."""
+GIVE_UP_AFTER = 3
+"""A study whose first so many trials all fail stops: the fault is not the candidates'."""
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """Told what happens; `gpsearch.cli` prints it."""
+
+    def trial_begins(self, number: int, proposal: Proposal) -> None:
+        """A trial begins, or goes on."""
+
+    def epoch_ends(self, number: int, epoch: Epoch, epochs: int) -> None:
+        """A trial has trained for one more epoch."""
+
+    def trial_ends(self, number: int, row: Row) -> None:
+        """A trial is finished: complete, gated or failed."""
+
+    def final_ends(self, number: int, row: Row) -> None:
+        """A member of the front has been measured again and scored on the test split."""
+
+
+class Gated(Exception):
+    """A candidate is known to break a constraint before it trains."""
+
+
+class TimeUp(Exception):
+    """The time limit is over; the trial in hand goes on with ``gpsearch resume``."""
+
+
+class StudyFailed(RuntimeError):
+    """No trial can succeed; the message gives the last one's reason."""
+
+
+class Search:
+    """One study at work.
+
+    Args:
+        study: Its results folder.
+        listener: Told what happens.
+
+    Raises:
+        UserError: Task, data, device or space cannot be used for what the settings ask.
+    """
+
+    def __init__(self, study: Study, listener: Listener) -> None:
+        self.study, self.settings, self.listener = study, study.settings, listener
+        self.space = study.space
+        self.device = profiling.find(self.settings.device)
+        self.facts = self.device.probe()
+        self._check_device()
+        data = Path(self.settings.data) if self.settings.data else None
+        self.task = tasks.find(self.settings.task, data)
+        self.deadline = time.monotonic() + self.settings.timeout_s
+        self.reference = reference_model(self.space, self.task)
+        study.save_facts(self.facts)
+        if self.settings.threads:
+            torch.set_num_threads(self.settings.threads)
+
+    def try_candidate(self, number: int, candidate: Candidate) -> tuple[dict[str, float], Reading]:
+        """Train, compact and measure one candidate: this is what gpsearch does.
+
+        Returns:
+            The development split's metrics, and every cost.
+
+        Raises:
+            Gated: The candidate cannot meet a constraint.
+            TrainingFailed: The training diverged or ran out of memory.
+        """
+        torch.manual_seed(self.settings.seed)
+        model = self.task.build(candidate.architecture)
+        self._refuse_hopeless(model, candidate)
+        trained = grow_and_prune(
+            model,
+            self.task,
+            candidate.schedule,
+            candidate.training,
+            folder=self.study.trial_folder(number),
+            seed=self.settings.seed,
+            device=self.facts.torch_device,
+            listener=lambda epoch: self._epoch_ended(number, epoch, candidate.training.epochs),
+        )
+        deployed = compact(trained.cpu())
+        save_model(deployed, self.study.trial_folder(number) / "model.pt")
+        reading = read_costs(
+            self.device,
+            deployed,
+            self.task,
+            reference=self.reference,
+            reference_name=reference_name(self.space),
+            energy=any(goal.name == "energy" for goal in self.settings.goals),
+        )
+        return self.task.evaluate(deployed), reading
+
+    def run(self) -> None:
+        """Try candidates until the budget is spent, then measure the front again.
+
+        Raises:
+            StudyFailed: The first trials all fail.
+            TimeUp: The time limit is over.
+        """
+        while len(finished := self.study.finished()) < self.settings.budget:
+            number = len(finished)
+            try:
+                proposal = propose(
+                    finished,
+                    self.space,
+                    goals=len(self.settings.goals),
+                    sampler=self.settings.sampler,
+                    seed=self.settings.seed,
+                    params=self.study.saved_proposal(number),
+                )
+            except SpaceExhausted:
+                break
+            self._run_trial(number, proposal)
+        self._measure_front_again()
+
+    def _run_trial(self, number: int, proposal: Proposal) -> None:
+        self.study.save_proposal(number, proposal)
+        self.listener.trial_begins(number, proposal)
+        row: Row = {"trial": number, "baseline": proposal.baseline}
+        row |= {f"p:{name}": value for name, value in proposal.params.items()}
+        try:
+            row |= self._complete(number, *self.try_candidate(number, proposal.candidate))
+        except Gated as gate:
+            row |= {"state": "gated", "reason": str(gate)}
+        except (UserError, TimeUp, KeyboardInterrupt):
+            raise
+        except Exception as failure:  # a failed trial is recorded, and the study goes on
+            self._log(number, traceback.format_exc())
+            row |= {"state": "failed", "reason": f"{type(failure).__name__}: {failure}"}
+        row["train_s"] = self._trained_s(number)
+        self.study.add(proposal, row, self.settings.goals, self.settings.limits)
+        self.study.sweep(self.front())
+        self.listener.trial_ends(number, row)
+        self._give_up_if_hopeless()
+
+    def front(self) -> set[int]:
+        """Return the numbers of the trials on the front."""
+        rows = self.study.rows()
+        return {rows[i]["trial"] for i in front(rows, self.settings.goals, self.settings.limits)}
+
+    # One trial's parts
+
+    def _refuse_hopeless(self, model: nn.Module, candidate: Candidate) -> None:
+        """Gate a candidate whose costs are known before training to break a constraint.
+
+        Its final density and structure are known, so its untrained network pruned to them has its
+        parameters and FLOPs, and about its latency.
+        """
+        limits = [limit for limit in self.settings.limits if limit.column != "error"]
+        if not limits:
+            return
+        likeness = compact(sketch(copy.deepcopy(model), candidate.schedule, self.task.prunable))
+        glance = columns(read_costs(self.device, likeness, self.task, max_seconds=1.0))
+        for limit in limits:
+            excess = limit.violation(glance)
+            if excess > MARGIN:
+                raise Gated(f"{limit.text} would be missed by {excess:.0%}, known before training")
+
+    def _complete(self, number: int, metrics: dict[str, float], reading: Reading) -> Row:
+        """Return the columns of a complete trial.
+
+        Raises:
+            ValueError: An objective has no value of the kind that may share the front.
+        """
+        text = json.dumps({"metrics": metrics, **reading.to_dict()}, indent=2)
+        write_text(self.study.trial_folder(number) / "reading.json", text + "\n")
+        for goal in self.settings.goals:
+            quantity = reading.quantities.get(goal.column)
+            if goal.name != "error" and (quantity is None or quantity.kind != goal.kind):
+                why = quantity.reason if quantity else "not measured"
+                raise ValueError(f"no {goal.kind} {goal.name}: {why}")
+        return {
+            "state": "complete",
+            "error": metrics[self.task.metric],
+            **metrics,
+            **columns(reading),
+            "flags": "; ".join(reading.flags),
+        }
+
+    def _epoch_ended(self, number: int, epoch: Epoch, epochs: int) -> None:
+        self._log(
+            number,
+            f"epoch {epoch.epoch + 1}/{epochs} {epoch.phase} density {epoch.density:.3f} "
+            f"loss {epoch.loss:.3f} error {epoch.error:.4f} {epoch.seconds:.1f} s {epoch.event}",
+        )
+        self.listener.epoch_ends(number, epoch, epochs)
+        if time.monotonic() > self.deadline and epoch.epoch + 1 < epochs:
+            raise TimeUp
+
+    def _log(self, number: int, line: str) -> None:
+        with (self.study.trial_folder(number) / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line.rstrip()}\n")
+
+    def _trained_s(self, number: int) -> float:
+        """Return the seconds of all epochs of a trial, those before a kill included."""
+        path = self.study.trial_folder(number) / "history.csv"
+        if not path.exists():
+            return 0.0
+        with path.open(encoding="utf-8", newline="") as file:
+            return sum(float(epoch["seconds"]) for epoch in csv.DictReader(file))
+
+    # The study's parts
+
+    def _check_device(self) -> None:
+        for goal in self.settings.goals:
+            reason = self.facts.unavailable.get(goal.column)
+            if reason:
+                raise UserError(
+                    f"--objectives {goal.name}: device {self.facts.name!r} cannot measure it: "
+                    f"{reason}"
+                )
+
+    def _give_up_if_hopeless(self) -> None:
+        rows = self.study.rows()
+        if len(rows) == GIVE_UP_AFTER and all(row["state"] == "failed" for row in rows):
+            raise StudyFailed(
+                f"the first {GIVE_UP_AFTER} trials all failed, the last with: {rows[-1]['reason']}"
+            )
+
+    def _measure_front_again(self) -> None:
+        """Measure the front's members in fresh processes, in random order; score them once."""
+        done = self.study.finals()
+        members = sorted(self.front() - done.keys())
+        random.Random(self.settings.seed).shuffle(members)
+        for number in members:
+            row = remeasure(self.study.folder, number)
+            self.study.save_final(number, row)
+            self.listener.final_ends(number, row)
+

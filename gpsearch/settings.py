@@ -1,0 +1,129 @@
+"""What a study is asked to do: the flags of ``gpsearch run`` as one record, kept as config.toml."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpsearch.candidate import record
+from gpsearch.errors import UserError
+from gpsearch.objectives import Constraint, Objective, constraint, objectives
+
+SAMPLERS = ("tpe", "nsga2", "random")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The flags of ``gpsearch run``.
+
+    Raises:
+        ValueError: A value is out of its range; names the key.
+        UserError: An objective or constraint cannot be understood.
+    """
+
+    task: str = "speech"
+    """Task, by its name among the installed ones."""
+    space: str = "hlstm"
+    """Search space: a built-in one's name, or a path to a TOML file."""
+    device: str = "cpu"
+    """Profiler of the target device: a name, or module:Class."""
+    budget: int = 20
+    """Finished trials in the folder in all, also after a resume; baselines count."""
+    objectives: str = "error,latency,flops"
+    """What to minimise: error and at least one of the costs, separated by commas."""
+    constraint: tuple[str, ...] = ()
+    """Upper limits, such as "latency_ms<=5"."""
+    data: str = ""
+    """The task's data; empty is what the package carries."""
+    timeout: str = ""
+    """Stop after this long, such as "90m" or "2h"; resumable. Empty never stops."""
+    seed: int = 0
+    """Of the proposals, the weights, the data order."""
+    sampler: str = "tpe"
+    """How candidates are proposed: "tpe", "nsga2" or "random"."""
+    epochs: int = 0
+    """Epochs of every training; 0 leaves them to the space."""
+    threads: int = 0
+    """Threads that train; 0 takes every core. Latency is measured on one."""
+
+    def __post_init__(self) -> None:
+        objectives(self.objectives)
+        for text in self.constraint:
+            constraint(text)
+        parse_seconds(self.timeout)
+        for name, least in (("budget", 1), ("seed", 0), ("epochs", 0), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} = {getattr(self, name)} should be {least} or more")
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler = {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
+
+    @property
+    def goals(self) -> tuple[Objective, ...]:
+        """The objectives, parsed."""
+        return objectives(self.objectives)
+
+    @property
+    def limits(self) -> tuple[Constraint, ...]:
+        """The constraints, parsed."""
+        return tuple(constraint(text) for text in self.constraint)
+
+    @property
+    def timeout_s(self) -> float:
+        """The time limit in seconds; infinite if there is none."""
+        return parse_seconds(self.timeout)
+
+    def to_toml(self) -> str:
+        """Return the settings as ``config.toml``: a key a flag."""
+        rows = dataclasses.asdict(self)
+        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in rows.items())
+
+    @classmethod
+    def read(cls, path: Path) -> dict[str, Any]:
+        """Read the keys that a config file sets.
+
+        Raises:
+            UserError: The file is unreadable, or a key or value is wrong.
+        """
+        try:
+            rows = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({error})") from error
+        except tomllib.TOMLDecodeError as error:
+            raise UserError(f"{path}: not valid TOML ({error})") from error
+        if isinstance(rows.get("constraint"), list):
+            rows["constraint"] = tuple(rows["constraint"])
+        record(cls, rows, f"{path}:")
+        return rows
+
+    @classmethod
+    def of(cls, rows: dict[str, Any]) -> Settings:
+        """Build settings from flags.
+
+        Raises:
+            UserError: A value is out of its range.
+        """
+        try:
+            return cls(**rows)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"--{error}") from error
+
+
+def parse_seconds(text: str) -> float:
+    """Return the seconds of "45s", "90m" or "2h" (a bare number is seconds); "" is infinite.
+
+    Raises:
+        UserError: It has another form, or is not positive.
+    """
+    if not text:
+        return float("inf")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise UserError(f'--timeout: {text!r} should look like "45s", "90m" or "2h"')
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]

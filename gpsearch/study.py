@@ -1,0 +1,224 @@
+"""A study's results folder: settings, Optuna's storage, one folder a trial, and a lock.
+
+A trial enters the storage only when it is finished, in one transaction, with its row of
+``trials.csv`` as a user attribute. Until then it is ``trials/N``: its proposal and its checkpoint.
+A kill at any moment therefore loses no finished trial, and the unfinished one goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpsearch.errors import UserError
+from gpsearch.files import write_text
+from gpsearch.objectives import Constraint, Objective
+from gpsearch.profiling import DeviceFacts
+from gpsearch.sampling import Proposal
+from gpsearch.settings import Settings
+from gpsearch.space import Space
+
+if TYPE_CHECKING:
+    import optuna
+
+Row = dict[str, Any]
+LIBRARIES = ("gpsearch", "torch", "optuna", "numpy", "pandas", "fvcore")
+
+
+class Study:
+    """The results folder of one study.
+
+    Args:
+        folder: An existing results folder.
+
+    Raises:
+        UserError: It is no results folder, or a file of it is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / "config.toml").exists():
+            raise UserError(f"{folder}: no results folder (it has no config.toml)")
+        self.settings = Settings.of(Settings.read(folder / "config.toml"))
+
+    @classmethod
+    def create(cls, folder: Path, settings: Settings) -> Study:
+        """Start a study in a new folder.
+
+        Raises:
+            UserError: The folder holds a study, or cannot be written.
+        """
+        if (folder / "config.toml").exists():
+            raise UserError(
+                f"{folder}: holds a study already; continue it with `gpsearch resume {folder}`, "
+                "or choose another --out"
+            )
+        space = Space.read(settings.space)
+        try:
+            (folder / "trials").mkdir(parents=True, exist_ok=True)
+            write_text(folder / "space.toml", space.text)
+            write_text(folder / "environment.json", json.dumps(_environment(), indent=2) + "\n")
+            write_text(folder / "config.toml", settings.to_toml())
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+        return cls(folder)
+
+    @property
+    def space(self) -> Space:
+        """The space as it was when the study began."""
+        space = Space.read(str(self.folder / "space.toml"))
+        return space.override(epochs=self.settings.epochs) if self.settings.epochs else space
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out; the operating system lets go when this one ends, however.
+
+        Raises:
+            UserError: Another process works on this folder.
+        """
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"{self.folder}: another gpsearch works on this study; wait for it or stop it"
+                ) from None
+            yield
+
+    def trial_folder(self, number: int) -> Path:
+        """Return the folder of a trial."""
+        return self.folder / "trials" / str(number)
+
+    def storage(self) -> optuna.Study:
+        """Open Optuna's study; it can be looked at with optuna-dashboard.
+
+        Raises:
+            UserError: study.db is damaged.
+        """
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        goals = self.settings.goals
+        try:
+            study = optuna.create_study(
+                storage=f"sqlite:///{(self.folder / 'study.db').resolve()}",
+                study_name="gpsearch",
+                directions=["minimize"] * len(goals),
+                load_if_exists=True,
+            )
+            if not study.trials:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                    study.set_metric_names([goal.column for goal in goals])
+        except Exception as error:
+            raise UserError(
+                f"{self.folder / 'study.db'}: cannot be opened ({type(error).__name__}); "
+                "restore it from a backup, or start again in another folder"
+            ) from error
+        return study
+
+    def finished(self) -> list[optuna.trial.FrozenTrial]:
+        """Return the finished trials - complete, gated and failed ones - in order."""
+        return [trial for trial in self.storage().trials if trial.state.is_finished()]
+
+    def rows(self) -> list[Row]:
+        """Return the finished trials' rows, as in ``trials.csv``."""
+        return [trial.user_attrs["row"] for trial in self.finished()]
+
+    def finals(self) -> dict[int, Row]:
+        """Return what was measured of the front's members at the end, by trial."""
+        found = sorted((self.folder / "trials").glob("*/final.json"))
+        return {int(path.parent.name): json.loads(path.read_text()) for path in found}
+
+    def save_final(self, number: int, row: Row) -> None:
+        """Keep what was measured of a member of the final front."""
+        write_text(self.trial_folder(number) / "final.json", json.dumps(row, indent=2) + "\n")
+
+    def save_proposal(self, number: int, proposal: Proposal) -> None:
+        """Keep what the trial in hand is, so that it goes on after a kill."""
+        folder = self.trial_folder(number)
+        write_text(folder / "candidate.toml", proposal.candidate.to_toml())
+        write_text(folder / "proposal.json", json.dumps(proposal.params, indent=2) + "\n")
+
+    def saved_proposal(self, number: int) -> dict[str, Any] | None:
+        """Return the parameters of the trial in hand, if it had begun."""
+        path = self.trial_folder(number) / "proposal.json"
+        if not path.exists():
+            return None
+        params: dict[str, Any] = json.loads(path.read_text())
+        return params
+
+    def save_facts(self, facts: DeviceFacts) -> None:
+        """Write device.json."""
+        text = json.dumps({**vars(facts), "fingerprint": dict(facts.fingerprint),
+                           "unavailable": dict(facts.unavailable)}, indent=2)  # fmt: skip
+        write_text(self.folder / "device.json", text + "\n")
+
+    def add(
+        self,
+        proposal: Proposal,
+        row: Row,
+        goals: tuple[Objective, ...],
+        limits: tuple[Constraint, ...],
+    ) -> None:
+        """Enter a finished trial, in one transaction."""
+        import optuna
+
+        states = optuna.trial.TrialState
+        state = {"complete": states.COMPLETE, "gated": states.PRUNED, "failed": states.FAIL}
+        complete = row["state"] == "complete"
+        violations = {limit.text: min(limit.violation(row), 1e9) for limit in limits}
+        trial = optuna.trial.create_trial(
+            state=state[row["state"]],
+            values=[row[goal.column] for goal in goals] if complete else None,
+            params=proposal.params,
+            distributions=proposal.distributions,
+            # optuna-dashboard 0.21 reads constraints from the user attributes only.
+            user_attrs={"row": row, "constraints": list(violations.values())},
+            system_attrs=proposal.system_attrs,
+            constraints=violations if row["state"] != "failed" else None,
+        )
+        self.storage().add_trial(trial)
+
+    def sweep(self, keep: set[int]) -> None:
+        """Delete checkpoints of finished trials, and the models of trials not in ``keep``."""
+        for number in range(len(self.finished())):
+            folder = self.trial_folder(number)
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
+            if number not in keep:
+                (folder / "model.pt").unlink(missing_ok=True)
+
+    def extend(self, budget: int | None) -> None:
+        """Raise the budget of a study that goes on.
+
+        Raises:
+            UserError: The new budget is below what is finished already.
+        """
+        if budget is None or budget == self.settings.budget:
+            return
+        done = len(self.finished())
+        if budget < done:
+            raise UserError(f"--budget {budget}: {done} trials are finished already")
+        self.settings = Settings.of({**vars(self.settings), "budget": budget})
+        write_text(self.folder / "config.toml", self.settings.to_toml())
+
+    def free_bytes(self) -> int:
+        """Return the free space where the folder is."""
+        return shutil.disk_usage(self.folder).free
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in LIBRARIES},
+        "flops": "1 multiply-add = 2 FLOPs, matrix products only",
+    }

@@ -1,0 +1,262 @@
+"""Speech recognition on AN4, or on a user's own recordings: a DeepSpeech2-shaped network and CTC.
+
+    log-mel [B, T, 64] -> convolutions -> recurrent layers with norms between -> characters
+
+Source: Amodei et al., "Deep Speech 2" (arXiv 1512.02595); the paper's baseline is its form in
+deepspeech.pytorch: five bidirectional LSTM layers of 800, directions summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gpsearch.candidate import Architecture, Training
+from gpsearch.cell import HLSTM
+from gpsearch.errors import UserError
+from gpsearch.tasks import corpus as corpora
+from gpsearch.tasks import features
+from gpsearch.tasks.ctc import greedy
+
+BATCH_SIZE_EVAL = 32
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some utterances, padded."""
+
+    features: Float[Tensor, "batch time mel"]
+    lengths: Int[Tensor, " batch"]
+    targets: Int[Tensor, " total"]
+    """The character numbers of all utterances, one after another; 0 is the blank."""
+    target_lengths: Int[Tensor, " batch"]
+    kick: bool = False
+    """Train against a uniform alignment, which shortens CTC's blank plateau at the start."""
+
+
+class FrontEnd(nn.Module):
+    """Two convolutions that shorten time and make channels of the spectrum.
+
+    Args:
+        kind: "light": 16 channels, time / 4, 256 outputs; "deepspeech2": 32 channels, time / 2,
+            672 outputs, as in the paper's baseline.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        if kind == "light":
+            self.first = nn.Conv2d(1, 16, 3, stride=2, padding=1)
+            self.second = nn.Conv2d(16, 16, 3, stride=2, padding=1)
+        else:
+            self.first = nn.Conv2d(1, 32, (11, 21), stride=(2, 1), padding=(5, 10))
+            self.second = nn.Conv2d(32, 32, (11, 21), stride=(1, 3), padding=(5, 9))
+        self.output_size = {"light": 256, "deepspeech2": 672}[kind]
+
+    def forward(
+        self, features: Float[Tensor, "batch time mel"], lengths: Int[Tensor, " batch"] | None
+    ) -> tuple[Float[Tensor, "batch steps channels"], Int[Tensor, " batch"] | None]:
+        """Return the channels of every step, zero behind an utterance's end, and the steps."""
+        x = features.unsqueeze(1)
+        for convolution in (self.first, self.second):
+            x = convolution(x).clamp(0, 20)  # DeepSpeech2's clipped ReLU
+            if lengths is not None:
+                # Padding must look like the zeros a convolution sees beyond a lone utterance.
+                lengths = (lengths - 1) // convolution.stride[0] + 1
+                steps = torch.arange(x.shape[2], device=x.device)
+                x = x * (steps < lengths[:, None])[:, None, :, None]
+        return x.permute(0, 2, 1, 3).flatten(2), lengths
+
+
+class SpeechModel(nn.Module):
+    """The network of a candidate.
+
+    Args:
+        architecture: Its recurrent stack.
+        characters: Outputs, the blank included.
+    """
+
+    def __init__(self, architecture: Architecture, characters: int) -> None:
+        super().__init__()
+        self.merge = architecture.merge if architecture.bidirectional else "concat"
+        self.front = FrontEnd(architecture.front)
+        size = self.front.output_size
+        self.norms, self.layers = nn.ModuleList(), nn.ModuleList()
+        for _ in range(architecture.layers):
+            self.norms.append(_norm(architecture.norm, size))
+            layer = HLSTM(
+                size,
+                architecture.hidden_size,
+                batch_first=True,
+                bidirectional=architecture.bidirectional,
+                gate_hidden=architecture.gate_hidden,
+                activation=architecture.activation,
+                gate_dropout=architecture.gate_dropout,
+                gate_direct=architecture.gate_direct,
+                gate_norm=architecture.gate_norm,
+            )
+            self.layers.append(layer)
+            joined = 1 + (architecture.bidirectional and self.merge == "concat")
+            size = architecture.hidden_size * joined
+        self.last_norm = _norm(architecture.norm, size)
+        self.dropout = nn.Dropout(architecture.dropout)
+        self.output = nn.Linear(size, characters)
+
+    def forward(
+        self,
+        features: Float[Tensor, "batch time mel"],
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch steps characters"], Int[Tensor, " batch"] | None]:
+        """Return the characters' log-probabilities at every step, and each utterance's steps."""
+        x, lengths = self.front(features, lengths)
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            x, _ = layer(self.dropout(norm(x)), lengths=lengths)
+            if self.merge == "sum":
+                forward, backward = x.chunk(2, dim=-1)
+                x = forward + backward
+        return self.output(self.dropout(self.last_norm(x))).log_softmax(-1), lengths
+
+
+class SequenceBatchNorm(nn.BatchNorm1d):
+    """Batch norm over batch and time together, as between DeepSpeech2's layers."""
+
+    def forward(self, x: Float[Tensor, "batch time size"]) -> Float[Tensor, "batch time size"]:
+        """Normalise every feature over all frames of the batch."""
+        return super().forward(x.flatten(0, 1)).view_as(x)
+
+
+def _norm(kind: str, size: int) -> nn.Module:
+    return {"layer": nn.LayerNorm, "batch": SequenceBatchNorm, "none": nn.Identity}[kind](size)
+
+
+class SpeechTask:
+    """Characters from speech; the error is the greedy word error rate without a lexicon.
+
+    Args:
+        data: A folder of recordings (see `gpsearch.tasks.corpus.load`); None is the AN4 of the
+            package.
+    """
+
+    name = "speech"
+    metric = "wer"
+
+    def __init__(self, data: Path | None = None) -> None:
+        self.corpus = corpora.load_an4() if data is None else corpora.load(data)
+        self.alphabet = self.corpus.alphabet
+
+    def build(self, architecture: Architecture) -> SpeechModel:
+        """Return a fresh network of this shape."""
+        return SpeechModel(architecture, len(self.alphabet))
+
+    def prunable(self, name: str) -> bool:
+        """Let grow-and-prune touch the recurrent layers, where nearly all weights are."""
+        return name.startswith("layers.")
+
+    def batches(self, training: Training, epoch: int, seed: int) -> Iterator[Batch]:
+        """Yield augmented batches of utterances of like length, in random order."""
+        random = torch.Generator().manual_seed(hash((seed, epoch)) % 2**63)
+        utterances = self.corpus.split("train")
+        lengths = torch.tensor([float(len(u.levels)) for u in utterances])
+        order = (lengths * (1 + 0.1 * torch.rand(len(lengths), generator=random))).argsort()
+        groups = order.split(training.batch_size)
+        for index in torch.randperm(len(groups), generator=random).tolist():
+            yield self._batch(
+                [utterances[i] for i in groups[index].tolist()],
+                kick=epoch < training.kick_epochs,
+                strength=training.augment,
+                random=random,
+            )
+
+    def _batch(
+        self,
+        utterances: list[corpora.Utterance],
+        *,
+        kick: bool = False,
+        strength: float = 0.0,
+        random: torch.Generator | None = None,
+    ) -> Batch:
+        frames = [u.features for u in utterances]
+        if strength > 0 and random is not None:
+            frames = [_augmented(f, strength, random) for f in frames]
+        targets = [self.corpus.encode(u.text) for u in utterances]
+        return Batch(
+            nn.utils.rnn.pad_sequence(frames, batch_first=True),
+            torch.tensor([len(f) for f in frames]),
+            torch.cat(targets),
+            torch.tensor([len(t) for t in targets]),
+            kick,
+        )
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return CTC's loss per utterance, or in a kick epoch the uniform alignment's."""
+        device = next(model.parameters()).device
+        scores, steps = model(batch.features.to(device), batch.lengths.to(device))
+        if batch.kick:
+            return _uniform_alignment_loss(scores, steps, batch)
+        return F.ctc_loss(
+            scores.transpose(0, 1), batch.targets.to(device), steps, batch.target_lengths,
+            reduction="sum", zero_infinity=True,
+        ) / len(batch.lengths)  # fmt: skip
+
+    def evaluate(self, model: nn.Module, split: str = "dev") -> dict[str, float]:
+        """Return word and character error rates (fractions) of greedy decoding."""
+        import jiwer
+
+        truth, heard = [], []
+        for utterance, text in zip(*self.transcribe(model, split), strict=True):
+            truth.append(utterance.text)
+            heard.append(text)
+        return {"wer": jiwer.wer(truth, heard), "cer": jiwer.cer(truth, heard)}
+
+    @torch.inference_mode()
+    def transcribe(
+        self, model: nn.Module, split: str = "dev"
+    ) -> tuple[list[corpora.Utterance], list[str]]:
+        """Return a split's utterances, shortest first, and what the model hears in them."""
+        model.eval()
+        device = next(model.parameters()).device
+        utterances = sorted(self.corpus.split(split), key=lambda u: len(u.levels))
+        heard: list[str] = []
+        for start in range(0, len(utterances), BATCH_SIZE_EVAL):
+            batch = self._batch(utterances[start : start + BATCH_SIZE_EVAL])
+            scores, steps = model(batch.features.to(device), batch.lengths.to(device))
+            heard += greedy(scores.cpu(), steps.cpu(), self.alphabet)
+        return utterances, heard
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Return one development utterance of median length, [1, T, 64]."""
+        utterances = sorted(self.corpus.split("dev"), key=lambda u: (len(u.levels), u.id))
+        if not utterances:
+            raise UserError("the development split is empty")
+        return (utterances[len(utterances) // 2].features[None],)
+
+
+def _augmented(
+    frames: Float[Tensor, "frames mel"], strength: float, random: torch.Generator
+) -> Float[Tensor, "frames_out mel"]:
+    """Perturb tempo and vocal tract and hide some of an utterance.
+
+    One tenth did best on AN4's development split. The convolutions need a few frames.
+    """
+    frames = features.tempo(frames, 0.1 * strength, random)
+    frames = features.vtlp(frames, 0.1 * strength, random)
+    return features.mask(
+        frames, random, longest=round(12 * strength), widest=min(round(8 * strength), 32)
+    )
+
+
+def _uniform_alignment_loss(
+    scores: Float[Tensor, "batch steps characters"], steps: Int[Tensor, " batch"], batch: Batch
+) -> Tensor:
+    """Cross-entropy against each text spread evenly over its utterance's steps."""
+    total = scores.new_zeros(())
+    for row, text in enumerate(batch.targets.split(batch.target_lengths.tolist())):
+        count = int(steps[row])
+        spread = text[torch.arange(count) * len(text) // count].to(scores.device)
+        total = total + F.nll_loss(scores[row, :count], spread, reduction="sum")
+    return total / len(batch.lengths)

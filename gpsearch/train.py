@@ -1,0 +1,267 @@
+"""One grow-and-prune training: the loop, its checkpoint, its history. Read it top to bottom."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gpsearch.candidate import Training
+from gpsearch.errors import UserError
+from gpsearch.files import write_atomically, write_text
+from gpsearch.growprune import GrowPrune
+from gpsearch.schedule import Schedule
+from gpsearch.tasks import Task
+
+EXPLODED = 1e4
+"""A loss above this is as lost as NaN; CTC and cross-entropy start below 1e3."""
+
+
+class TrainingFailed(RuntimeError):
+    """The training cannot go on; the message says why, when, and what to change."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of ``history.csv``."""
+
+    epoch: int
+    phase: str
+    density: float
+    nonzeros: int
+    loss: float
+    error: float
+    learning_rate: float
+    seconds: float
+    event: str
+
+
+Listener = Callable[[Epoch], None]
+
+
+def grow_and_prune(
+    model: nn.Module,
+    task: Task,
+    schedule: Schedule,
+    training: Training,
+    *,
+    folder: Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    listener: Listener | None = None,
+) -> nn.Module:
+    """Train ``model`` by a schedule and return it with the best weights of its final density.
+
+    Every epoch leaves ``checkpoint.pt`` and ``history.csv`` in ``folder``. Called again with the
+    same arguments after a kill, the training goes on from the last epoch and, on a CPU with the
+    same number of threads, ends in the same numbers as an undisturbed one.
+
+    Args:
+        model: The network to train, in place.
+        task: Gives batches, loss and development error.
+        schedule: When connections grow and are pruned.
+        training: How the weights are trained.
+        folder: Where checkpoint and history go; None keeps nothing.
+        seed: Of the data order, the augmentation, the seed network and dropout.
+        device: Where to train, such as "cpu" or "cuda".
+        listener: Called after every epoch.
+
+    Raises:
+        TrainingFailed: The loss is NaN or explodes, or memory runs out.
+        UserError: ``folder`` holds the checkpoint of another training.
+    """
+    run = _Run(model.to(device), task, schedule, training, seed)
+    if folder is not None and (folder / "checkpoint.pt").exists():
+        run.load(folder / "checkpoint.pt", device)
+    while run.epoch < training.epochs:
+        started = time.perf_counter()
+        event = run.change_masks()
+        phase = run.masks.phase(run.epoch)
+        loss = run.train_epoch(device)
+        run.finish_epoch(phase, event, loss, time.perf_counter() - started)
+        if folder is not None:
+            run.save(folder)
+        if listener is not None:
+            listener(run.history[-1])
+    return run.best_network()
+
+
+class _Run:
+    """What a training has reached: all that a checkpoint holds."""
+
+    def __init__(
+        self, model: nn.Module, task: Task, schedule: Schedule, training: Training, seed: int
+    ) -> None:
+        self.model, self.task, self.training, self.seed = model, task, training, seed
+        self.optimizer = _optimizer(model, training)
+        self.masks = GrowPrune(
+            model, self.optimizer, schedule, training.epochs, prunable=task.prunable, seed=seed
+        )
+        self.identity = {"schedule": repr(schedule), "training": asdict(training), "seed": seed}
+        self.epoch = 0
+        self.error: float | None = None
+        self.best: dict[str, Any] | None = None
+        self.history: list[Epoch] = []
+        torch.manual_seed(seed)
+
+    def change_masks(self) -> str:
+        """Grow, prune or step back as the schedule wants; return what was done, for people."""
+        before = self.masks.density
+        update = self.masks.update(self.epoch, self._losses, self.error)
+        if update is None:
+            return ""
+        if self.masks.density != before:
+            self.best = None  # a network of another density is another network
+        return f"{update.event} {before:.3f} to {self.masks.density:.3f}"
+
+    def train_epoch(self, device: str) -> float:
+        """Pass once over the training data and return the mean loss."""
+        self.model.train()
+        batches = list(self.task.batches(self.training, self.epoch, self.seed))
+        total = 0.0
+        for step, batch in enumerate(batches):
+            share = (self.epoch + step / len(batches)) / self.training.epochs
+            total += self._step(batch, learning_rate(self.training, share), step)
+        return total / len(batches)
+
+    def _step(self, batch: Any, rate: float, step: int) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        try:
+            loss = self.task.loss(self.model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise TrainingFailed(
+                f"out of memory in epoch {self.epoch}, step {step}: lower training.batch_size "
+                f"({self.training.batch_size}) or architecture.hidden_size"
+            ) from error
+        value = float(loss.detach())
+        if not math.isfinite(value) or value > EXPLODED:
+            raise TrainingFailed(
+                f"the loss is {value:.4g} in epoch {self.epoch}, step {step}: lower "
+                f"training.learning_rate ({self.training.learning_rate:g}) or training.clip "
+                f"({self.training.clip:g})"
+            )
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
+        self.optimizer.step()
+        return value
+
+    def _losses(self) -> Any:
+        """One pass of losses with frozen weights, for growth."""
+        self.model.train()
+        for batch in self.task.batches(self.training, self.epoch, self.seed):
+            yield self.task.loss(self.model, batch)
+
+    def finish_epoch(self, phase: str, event: str, loss: float, seconds: float) -> None:
+        """Take the development error, remember the best network, and write the history's row."""
+        self.error = self.task.evaluate(self.model)[self.task.metric]
+        self._remember_best()
+        rate = learning_rate(self.training, (self.epoch + 1) / self.training.epochs)
+        self.history.append(
+            Epoch(
+                self.epoch, phase, self.masks.density, self.masks.nonzeros, loss, self.error,
+                rate, seconds, event,
+            )
+        )  # fmt: skip
+        self.epoch += 1
+        if self.epoch == self.training.epochs and self.change_masks():
+            # The gate refused the last pruning step: the last good network is what is left.
+            self.error = self.task.evaluate(self.model)[self.task.metric]
+            self._remember_best()
+
+    def _remember_best(self) -> None:
+        assert self.error is not None
+        if self.best is None or self.error <= self.best["error"]:
+            state = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+            self.best = {"error": self.error, "model": state}
+
+    def best_network(self) -> nn.Module:
+        """Return the model with the best weights seen since its density last changed."""
+        assert self.best is not None
+        self.model.load_state_dict(self.best["model"])
+        self.masks.release()
+        return self.model.eval()
+
+    def save(self, folder: Path) -> None:
+        """Write checkpoint and history, atomically."""
+        state = {
+            "identity": self.identity,
+            "epoch": self.epoch,
+            "error": self.error,
+            "best": self.best,
+            "history": [asdict(row) for row in self.history],
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "masks": self.masks.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all(),
+        }
+        write_atomically(folder / "checkpoint.pt", lambda path: torch.save(state, path))
+        write_text(folder / "history.csv", history_csv(self.history))
+
+    def load(self, path: Path, device: str) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            UserError: The file is unreadable, or belongs to another training.
+        """
+        try:
+            state = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:
+            raise UserError(
+                f"{path}: not a readable checkpoint; delete it to start again"
+            ) from error
+        if state["identity"] != self.identity:
+            raise UserError(f"{path}: belongs to another training; use another folder or delete it")
+        self.epoch, self.error, self.best = state["epoch"], state["error"], state["best"]
+        self.history = [Epoch(**row) for row in state["history"]]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.masks.load_state_dict(state["masks"])
+        torch.set_rng_state(state["random"].cpu())
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])
+
+
+def learning_rate(training: Training, share: float) -> float:
+    """Return the learning rate when ``share`` (0 to 1) of the run is over."""
+    if share < training.warmup:
+        return training.learning_rate * max(share / training.warmup, 0.02)
+    rest = (share - training.warmup) / (1 - training.warmup)
+    falling = {
+        "cosine": (1 + math.cos(math.pi * rest)) / 2,
+        "trapezoid": min(1.0, 2 * (1 - rest)),
+        "constant": 1.0,
+    }[training.rate_shape]
+    return training.learning_rate * max(falling, 1e-3)
+
+
+def history_csv(history: list[Epoch]) -> str:
+    """Return ``history.csv``'s text."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Epoch.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in history)
+    return text.getvalue()
+
+
+def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    parameters = [
+        {"params": decayed, "weight_decay": training.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, training.learning_rate, momentum=0.9, nesterov=True, foreach=True
+        )
+    return torch.optim.AdamW(parameters, training.learning_rate, betas=(0.9, 0.98), fused=True)

@@ -1,0 +1,1 @@
+"""Device profilers; each is found by name through the entry points `gpsearch.profilers`."""

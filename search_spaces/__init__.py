@@ -1,0 +1,1 @@
+"""Search spaces, as TOML files; see `gpsearch.space`."""

@@ -1,0 +1,371 @@
+"""The H-LSTM against `torch.nn.LSTM`, and against gates written out one by one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from gpsearch.cell import HLSTM, HLSTMCell
+from gpsearch.errors import UserError
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "leaky_relu": F.leaky_relu,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+}
+LENGTHS = torch.tensor([3, 6, 1, 6, 2])
+
+
+# A gate, written out --------------------------------------------------------------------------
+
+
+def written_out_gate(model: HLSTM, suffix: str, gate: int, x: Tensor, h: Tensor) -> Tensor:
+    """One gate's sum before its sigmoid or tanh, from the rows of the parameters it owns."""
+
+    def own(name: str) -> Tensor:
+        return getattr(model, name + suffix).chunk(4)[gate]
+
+    a = own("weight_gate_ih") @ x + own("weight_gate_hh") @ h + own("bias_gate")
+    depth = len(model.gate_hidden)
+    for j in range(1, depth + 1):
+        if model.gate_norm:
+            spread = (a.var(unbiased=False) + 1e-5).sqrt()
+            a = (a - a.mean()) / spread
+            a = a * own(f"norm_weight_gate{j}") + own(f"norm_bias_gate{j}")
+        a = own(f"weight_gate{j}") @ ACTIVATIONS[model.activation](a)
+        if j < depth or not model.gate_direct:
+            a = a + own(f"bias_gate{j}")
+    if model.gate_direct:
+        a = a + own("weight_ih") @ x + own("bias_ih") + own("weight_hh") @ h + own("bias_hh")
+    return a
+
+
+def written_out(
+    model: HLSTM, suffix: str, xs: Tensor, h: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One direction of one layer over one sequence, step by step and gate by gate."""
+    outputs = []
+    for x in xs:
+        i, f, g, o = (written_out_gate(model, suffix, gate, x, h) for gate in range(4))
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        outputs.append(h)
+    return torch.stack(outputs), h, c
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize(("direct", "norm"), [(False, False), (True, False), (True, True)])
+def test_layer_equals_its_gates_written_out(
+    depth: int, activation: str, direct: bool, norm: bool
+) -> None:
+    model = HLSTM(
+        3,
+        4,
+        bidirectional=True,
+        dtype=torch.float64,
+        gate_hidden=(5, 2, 3)[:depth],
+        activation=activation,
+        gate_direct=direct,
+        gate_norm=norm,
+    )
+    x, h0, c0 = (torch.randn(*s, dtype=torch.float64) for s in [(6, 5, 3), (2, 5, 4), (2, 5, 4)])
+    output, (h, c) = model(x, (h0, c0), lengths=LENGTHS)
+    for b, end in enumerate(LENGTHS.tolist()):
+        ahead = written_out(model, "_l0", x[:end, b], h0[0, b], c0[0, b])
+        back = written_out(model, "_l0_reverse", x[:end, b].flip(0), h0[1, b], c0[1, b])
+        torch.testing.assert_close(output[:end, b], torch.cat([ahead[0], back[0].flip(0)], 1))
+        torch.testing.assert_close(h[:, b], torch.stack([ahead[1], back[1]]))
+        torch.testing.assert_close(c[:, b], torch.stack([ahead[2], back[2]]))
+        assert not output[end:, b].any()
+
+
+# Without hidden layers it is torch's LSTM -----------------------------------------------------
+
+
+def results(model: nn.Module, *args: Any, **kwargs: Any) -> list[Tensor]:
+    """Outputs, states and all gradients of one pass; the loss reads outputs and states."""
+    model.zero_grad()
+    x = args[0]
+    leaf = x.data if isinstance(x, PackedSequence) else x
+    leaf.requires_grad_()
+    leaf.grad = None
+    output, (h, c) = model(*args, **kwargs)
+    flat = output.data if isinstance(output, PackedSequence) else output
+    (flat.sin().sum() + (h * 2).cos().sum() + (c * 3).sin().sum()).backward()
+    grads = [p.grad.clone() for _, p in sorted(model.named_parameters()) if p.grad is not None]
+    return [flat, h, c, leaf.grad, *grads]
+
+
+def assert_same(left: list[Tensor], right: list[Tensor]) -> None:
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def state_for(lstm: nn.LSTM, batch: int | None) -> tuple[Tensor, Tensor]:
+    directions = 1 + lstm.bidirectional
+    size = [lstm.num_layers * directions, *([] if batch is None else [batch]), lstm.hidden_size]
+    return torch.randn(size), torch.randn(size)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (1, True), (3, True)])
+def test_equals_lstm(layers: int, bidirectional: bool, bias: bool, batch_first: bool) -> None:
+    lstm = nn.LSTM(4, 3, layers, bias, batch_first, bidirectional=bidirectional)
+    model = HLSTM.from_lstm(lstm)
+    x = torch.randn(6, 5, 4)
+    assert_same(results(model, x), results(lstm, x))
+    hx = state_for(lstm, 6 if batch_first else 5)
+    assert_same(results(model, x, hx), results(lstm, x, hx))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_equals_lstm_on_one_unbatched_sequence(bidirectional: bool) -> None:
+    lstm = nn.LSTM(4, 3, 2, bidirectional=bidirectional, batch_first=True)
+    x, hx = torch.randn(6, 4), state_for(lstm, None)
+    assert_same(results(HLSTM.from_lstm(lstm), x, hx), results(lstm, x, hx))
+
+
+@pytest.mark.parametrize("enforce_sorted", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (1, True), (2, True)])
+def test_equals_lstm_on_packed_sequences(
+    layers: int, bidirectional: bool, bias: bool, enforce_sorted: bool
+) -> None:
+    lstm = nn.LSTM(4, 3, layers, bias, bidirectional=bidirectional)
+    model, hx = HLSTM.from_lstm(lstm), state_for(lstm, 5)
+    lengths = LENGTHS.sort(descending=True).values if enforce_sorted else LENGTHS
+    packed = pack_padded_sequence(torch.randn(6, 5, 4), lengths, enforce_sorted=enforce_sorted)
+    assert_same(results(model, packed), results(lstm, packed))
+    assert_same(results(model, packed, hx), results(lstm, packed, hx))
+
+
+def test_packed_output_is_packed_as_the_input() -> None:
+    packed = pack_padded_sequence(torch.randn(6, 5, 4), LENGTHS, enforce_sorted=False)
+    output, _ = HLSTM(4, 3, gate_hidden=(2,))(packed)
+    for field in ("batch_sizes", "sorted_indices", "unsorted_indices"):
+        assert torch.equal(getattr(output, field), getattr(packed, field))
+
+
+@pytest.mark.parametrize("gate_hidden", [(), (3,)])
+def test_lengths_do_what_packing_does(gate_hidden: tuple[int, ...]) -> None:
+    model = HLSTM(4, 3, 2, bidirectional=True, gate_hidden=gate_hidden)
+    x = torch.randn(6, 5, 4)
+    packed, (h, c) = model(pack_padded_sequence(x, LENGTHS, enforce_sorted=False))
+    x[3:, 0] = torch.nan  # what the padding holds never matters
+    output, state = model(x, lengths=LENGTHS)
+    assert_same([output, *state], [pad_packed_sequence(packed)[0], h, c])
+    output, state = HLSTM.forward(model, x[:, 1:2], lengths=torch.tensor([6]))
+    assert_same([output, *state], [*map(torch.Tensor.contiguous, (output, h[:, 1:2], c[:, 1:2]))])
+
+
+def test_padding_has_no_gradient() -> None:
+    model, x = HLSTM(4, 3, bidirectional=True, gate_hidden=(2,)), torch.randn(6, 5, 4)
+    gradient = results(model, x, lengths=LENGTHS)[3]
+    padding = torch.arange(6)[:, None] >= LENGTHS
+    assert not gradient[padding].any()
+    assert gradient[~padding].all()
+
+
+@given(
+    inputs=st.integers(1, 5),
+    hidden=st.integers(1, 5),
+    layers=st.integers(1, 2),
+    bidirectional=st.booleans(),
+    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4),
+)
+@settings(max_examples=25, deadline=None)
+def test_equals_lstm_at_any_size(
+    inputs: int, hidden: int, layers: int, bidirectional: bool, lengths: list[int]
+) -> None:
+    lstm = nn.LSTM(inputs, hidden, layers, bidirectional=bidirectional)
+    x = torch.randn(max(lengths), len(lengths), inputs)
+    packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+    assert_same(results(HLSTM.from_lstm(lstm), packed), results(lstm, packed))
+
+
+# Parameters -----------------------------------------------------------------------------------
+
+
+def weights(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("layers", "count"), [(1, 2_097_152), (2, 4_194_304), (3, 6_291_456)])
+def test_weights_of_the_captioning_lstms(layers: int, count: int) -> None:
+    assert weights(HLSTM(512, 512, layers, bias=False, device="meta", gate_hidden=())) == count
+
+
+def test_weights_of_the_captioning_hlstm() -> None:
+    model = HLSTM(512, 512, bias=False, device="meta", gate_hidden=(512,))
+    assert weights(model) == 3_145_728
+
+
+def test_weights_of_deepspeech2() -> None:
+    """Its directions are summed, so that every layer above the first reads 800 features."""
+    layers = [
+        HLSTM(inputs, 800, bias=False, bidirectional=True, device="meta", gate_hidden=())
+        for inputs in (672, 800, 800, 800, 800)
+    ]
+    assert sum(map(weights, layers)) == 50_380_800
+
+
+def test_names_and_shapes_of_the_parameters() -> None:
+    model = HLSTM(3, 4, gate_hidden=(5, 6), gate_direct=True, gate_norm=True)
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == {
+        "weight_ih_l0": (16, 3),
+        "weight_hh_l0": (16, 4),
+        "bias_ih_l0": (16,),
+        "bias_hh_l0": (16,),
+        "weight_gate_ih_l0": (20, 3),
+        "weight_gate_hh_l0": (20, 4),
+        "bias_gate_l0": (20,),
+        "norm_weight_gate1_l0": (20,),
+        "norm_bias_gate1_l0": (20,),
+        "weight_gate1_l0": (24, 5),
+        "bias_gate1_l0": (24,),
+        "norm_weight_gate2_l0": (24,),
+        "norm_bias_gate2_l0": (24,),
+        "weight_gate2_l0": (16, 6),
+    }
+
+
+def test_last_gate_layer_starts_small_beside_a_direct_path() -> None:
+    torch.manual_seed(0)
+    usual = HLSTM(8, 64, gate_hidden=(64,)).weight_gate1_l0
+    small = HLSTM(8, 64, gate_hidden=(64,), gate_direct=True).weight_gate1_l0
+    assert isinstance(usual, Tensor)
+    assert isinstance(small, Tensor)
+    assert float(small.std() / usual.std()) == pytest.approx(0.3, rel=0.05)
+
+
+def test_state_dict_and_copies_keep_the_numbers() -> None:
+    options: dict[str, Any] = {"gate_hidden": (3, 2), "gate_direct": True, "gate_norm": True}
+    model = HLSTM(4, 3, 2, bidirectional=True, **options)
+    loaded = HLSTM(4, 3, 2, bidirectional=True, **options)
+    loaded.load_state_dict(model.state_dict())
+    x = torch.randn(6, 5, 4)
+    for other in (loaded, copy.deepcopy(model)):
+        assert torch.equal(other(x)[0], model(x)[0])
+
+
+def test_from_lstm_takes_over_the_issue_example() -> None:
+    lstm = nn.LSTM(40, 64, 2, bidirectional=True)
+    x = torch.randn(7, 2, 40)
+    assert torch.equal(HLSTM.from_lstm(lstm)(x)[0], lstm(x)[0])
+
+
+def test_from_lstm_keeps_options() -> None:
+    lstm = nn.LSTM(4, 3, 2, False, True, 0.5, dtype=torch.float64).eval()
+    model = HLSTM.from_lstm(lstm)
+    assert repr(model) == (
+        "HLSTM(4, 3, gate_hidden=(), num_layers=2, batch_first=True, dropout=0.5, bias=False)"
+    )
+    assert not model.training
+    assert next(model.parameters()).dtype == torch.float64
+
+
+# Gradients, dropout, one step -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"gate_direct": True}, {"gate_norm": True}])
+@pytest.mark.parametrize("gate_hidden", [(), (3,), (3, 2)])
+def test_gradients_are_those_of_finite_differences(
+    gate_hidden: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    torch.manual_seed(1)
+    shared: dict[str, Any] = {"dtype": torch.float64, "activation": "tanh", **options}
+    model = HLSTM(3, 2, 2, bidirectional=True, gate_hidden=gate_hidden, **shared)
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    hx = [torch.randn(4, 2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+
+    def outputs(x: Tensor, h: Tensor, c: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+        output, state = model(x, (h, c), lengths=torch.tensor([4, 2]))
+        return output, *state
+
+    assert torch.autograd.gradcheck(outputs, (x, *hx, *model.parameters()))
+
+
+def test_gate_dropout_holds_one_mask_for_the_sequence() -> None:
+    """With no path from h to the gates, i * g is c - f * c_last: alike at every step, or masked."""
+    torch.manual_seed(0)
+    model = HLSTM(1, 1, gate_hidden=(1,), gate_dropout=0.5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(0.0 if "hh" in name else 1.0)
+        hidden = model(torch.ones(2, 256, 1))[0].squeeze(2)
+    # 4 gates, each in or out; without i, f, g, o alike, a mask for each step would give 2^8 pairs
+    assert 1 < len(hidden.unique(dim=1).T) <= 2**4
+
+
+def test_dropout_is_off_in_evaluation() -> None:
+    model = HLSTM(4, 3, 2, dropout=0.5, gate_hidden=(8,), gate_dropout=0.5)
+    x = torch.randn(6, 5, 4)
+    assert not torch.equal(model(x)[0], model(x)[0])
+    model.eval()
+    assert torch.equal(model(x)[0], model(x)[0])
+
+
+@pytest.mark.parametrize("gate_hidden", [(), (4,), (4, 2)])
+def test_cell_takes_the_steps_of_the_layer(gate_hidden: tuple[int, ...]) -> None:
+    layer, cell = (kind(3, 2, gate_hidden=gate_hidden) for kind in (HLSTM, HLSTMCell))
+    cell.load_state_dict({n.removesuffix("_l0"): p for n, p in layer.state_dict().items()})
+    x, state = torch.randn(6, 5, 3), None
+    outputs = []
+    for step in x:
+        state = cell(step, state)
+        outputs.append(state[0])
+    torch.testing.assert_close(torch.stack(outputs), layer(x)[0])
+    torch.testing.assert_close(cell(x[0, 0])[0], layer(x[:1, 0])[0][0])
+
+
+# Mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden_size": 0}, "hidden_size=0"),
+        ({"gate_hidden": (4, 0)}, r"gate_hidden\[1\]=0"),
+        ({"activation": "swish"}, "'swish' is not one of relu, leaky_relu, tanh, gelu"),
+        ({"gate_dropout": 1.5}, "gate_dropout=1.5"),
+        ({"num_layers": 0}, "num_layers=0"),
+        ({"dropout": -1.0}, "dropout=-1.0"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        HLSTM(**{"input_size": 3, "hidden_size": 2, **options})
+
+
+def test_projection_is_refused() -> None:
+    with pytest.raises(UserError, match="proj_size=2"):
+        HLSTM.from_lstm(nn.LSTM(3, 4, proj_size=2))
+
+
+@pytest.mark.parametrize(
+    ("args", "lengths", "message"),
+    [
+        ((torch.zeros(4, 2, 5),), None, "5 features"),
+        ((torch.zeros(3),), None, "1 dimensions"),
+        ((torch.zeros(0, 2, 3),), None, "no time steps"),
+        ((torch.zeros(4, 2, 3),), torch.tensor([4, 5]), "from 4 to 5"),
+        ((torch.zeros(4, 2, 3),), torch.tensor([4]), "should be"),
+        ((torch.zeros(4, 2, 3), (torch.zeros(1, 1, 2),) * 2), None, "initial h"),
+    ],
+)
+def test_wrong_inputs_are_named(args: tuple[Any], lengths: Tensor | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        HLSTM(3, 2)(*args, lengths=lengths)

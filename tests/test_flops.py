@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from gpsearch.cell import HLSTM, HLSTMCell
+from gpsearch.errors import UserError
+from gpsearch.flops import count, hlstm_flops, lstm_flops
+
+
+def values(model: nn.Module, *example: Tensor) -> dict[str, float]:
+    return {name: quantity.number for name, quantity in count(model, example).items()}
+
+
+def test_an_lstm_counts_as_by_hand_and_not_as_0() -> None:
+    # 2 FLOPs * 4 gates * 128 * (64 + 128) weights * 20 steps * 4 sequences
+    found = values(nn.LSTM(64, 128, batch_first=True), torch.zeros(4, 20, 64))
+    assert found == {
+        "flops_dense": 15_728_640,
+        "flops_effective": 15_728_640,
+        "params": 99_328,
+        "params_nonzero": 99_328,
+        "weight_bytes": 4 * 99_328,
+    }
+    assert lstm_flops(64, 128, steps=20 * 4) == 15_728_640
+
+
+@pytest.mark.parametrize(
+    ("module", "flops"),
+    [
+        (nn.GRU(64, 128), 11_796_480),
+        (nn.RNN(64, 128), 3_932_160),
+        pytest.param(
+            nn.LSTM(64, 128, proj_size=32),
+            2 * 80 * (4 * 128 * (64 + 32) + 128 * 32),
+            marks=pytest.mark.filterwarnings("ignore:LSTM with projections is not supported"),
+        ),
+        (nn.Linear(64, 128), 2 * 80 * 64 * 128),
+        (nn.Conv1d(20, 7, 3, padding=1), 2 * 4 * 64 * 7 * 20 * 3),
+        (nn.Conv1d(20, 10, 3, groups=10), 2 * 4 * 62 * 10 * 2 * 3),
+        (nn.ConvTranspose1d(20, 7, 3, stride=2), 2 * 4 * 64 * 7 * 20 * 3),
+    ],
+)
+def test_other_modules_count_as_by_hand(module: nn.Module, flops: int) -> None:
+    assert values(module, torch.zeros(4, 20, 64))["flops_dense"] == flops
+
+
+@pytest.mark.parametrize(
+    ("layers", "gate_hidden", "weights"),
+    [(1, (), 2_097_152), (2, (), 4_194_304), (3, (), 6_291_456), (1, (512,), 3_145_728)],
+)
+def test_the_papers_decoders_have_the_known_weights(
+    layers: int, gate_hidden: tuple[int, ...], weights: int
+) -> None:
+    assert hlstm_flops(512, 512, gate_hidden, 1, layers) == 2 * weights
+    cell = HLSTM(512, 512, layers, bias=False, gate_hidden=gate_hidden)
+    found = values(cell, torch.zeros(1, 1, 512))
+    assert (found["params"], found["flops_dense"]) == (weights, 2 * weights)
+
+
+def test_deep_speech_2_has_the_known_weights() -> None:
+    # The directions are summed, so that layers 2 to 5 read 800 and not 1600.
+    first, others = lstm_flops(672, 800, 1, directions=2), lstm_flops(800, 800, 1, directions=2)
+    assert first + 4 * others == 2 * 50_380_800
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    sizes=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3)),
+    gate_hidden=st.lists(st.integers(1, 4), max_size=3).map(tuple),
+    layers=st.integers(1, 2),
+    bidirectional=st.booleans(),
+    gate_direct=st.booleans(),
+)
+def test_every_h_lstm_counts_as_its_closed_form(
+    sizes: tuple[int, int, int, int],
+    gate_hidden: tuple[int, ...],
+    layers: int,
+    bidirectional: bool,
+    gate_direct: bool,
+) -> None:
+    inputs, hidden, steps, batch = sizes
+    model = HLSTM(
+        inputs,
+        hidden,
+        layers,
+        bidirectional=bidirectional,
+        gate_hidden=gate_hidden,
+        gate_direct=gate_direct,
+    )
+    closed_form = hlstm_flops(
+        inputs,
+        hidden,
+        gate_hidden,
+        steps * batch,
+        layers,
+        1 + bidirectional,
+        gate_direct=gate_direct,
+    )
+    assert values(model, torch.zeros(steps, batch, inputs))["flops_dense"] == closed_form
+
+
+@settings(deadline=None, max_examples=10)
+@given(density=st.floats(0.1, 0.9), seed=st.integers(0, 99))
+def test_a_zero_weight_costs_nothing(density: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = HLSTM(6, 5, 2, bias=False, gate_hidden=(4,))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(torch.rand_like(weight) < density)
+    found = values(model, torch.zeros(7, 3, 6))
+    assert found["flops_effective"] == 2 * 7 * 3 * found["params_nonzero"]
+    assert found["flops_dense"] == 2 * 7 * 3 * found["params"]
+
+
+class Recogniser(nn.Module):
+    """A speech model in small: convolution, packed recurrence, attention, output layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = nn.Conv2d(1, 8, 3, padding=1)
+        self.recurrent = HLSTM(
+            64 * 8, 32, 2, bidirectional=True, batch_first=True, gate_hidden=(16,)
+        )
+        self.norm = nn.LayerNorm(64)
+        self.out = nn.Linear(64, 10)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.front(features[:, None]).transpose(1, 2).flatten(2)
+        packed = pack_padded_sequence(maps, lengths, batch_first=True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)
+        states = self.norm(states)
+        mixed = torch.softmax(states @ states.transpose(1, 2), dim=-1) @ states
+        return self.out(mixed).log_softmax(dim=-1), lengths
+
+
+FRONT = 2 * 8 * 9 * 64 * 20 * 4
+OUT = 2 * 64 * 10 * 20 * 4
+ATTENTION = 2 * 2 * 64 * 20 * 20 * 4
+RECURRENT = hlstm_flops(512, 32, (16,), steps=20 + 10 + 5 + 5, layers=2, directions=2)
+
+
+def test_a_whole_model_counts_as_the_sum_of_its_products() -> None:
+    model = Recogniser()
+    with torch.no_grad():
+        model.out.weight[:5] = 0
+        model.front.weight[:2] = 0
+    found = values(model, torch.zeros(4, 20, 64), torch.tensor([20, 10, 5, 5]))
+    assert found["flops_dense"] == FRONT + RECURRENT + ATTENTION + OUT
+    assert found["flops_effective"] == FRONT * 3 // 4 + RECURRENT + ATTENTION + OUT // 2
+
+
+class Decoder(nn.Module):
+    """Reads its own output back, for three steps."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell, self.out = cell, nn.Linear(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None
+        for _ in range(3):
+            state = self.cell(x, state)
+            x = self.out(state[0])
+        return x
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell(6, 5), HLSTMCell(6, 5, gate_hidden=())])
+def test_a_cell_in_a_loop_counts_at_every_step(cell: nn.Module) -> None:
+    flops = 3 * lstm_flops(6, 5, steps=2) + 3 * 2 * 2 * 5 * 6
+    assert values(Decoder(cell), torch.zeros(2, 6))["flops_dense"] == flops
+
+
+class Products(nn.Module):
+    """Products outside any module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended = nn.functional.scaled_dot_product_attention(x, x, x)  # 2 * 4 * 4 * 6 a sequence
+        vector = x @ torch.ones(6)  # 4 * 6
+        broadcast = torch.ones(3, 1, 7, 4) @ x  # 3 * 7 * 4 * 6
+        return (attended @ self.weight).sum() + vector.sum() + broadcast.sum()
+
+
+def test_products_outside_modules_count_too() -> None:
+    each = 2 * 4 * 4 * 6 + 4 * 6 + 3 * 7 * 4 * 6 + 4 * 6 * 5
+    assert values(Products(), torch.zeros(2, 4, 6))["flops_dense"] == 2 * 2 * each
+
+
+class Hidden(nn.Module):
+    """Calls the recurrent operator itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(nn.GRU(6, 5, bias=False).parameters())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.gru(
+            x, x.new_zeros(1, 2, 5), list(self.weights), False, 1, 0.0, False, False, False
+        )[0]
+
+
+def test_what_cannot_be_counted_is_an_error_and_not_0() -> None:
+    with pytest.raises(UserError, match="Hidden calls aten::gru, whose FLOPs are not known"):
+        count(Hidden(), (torch.zeros(3, 2, 6),))
+    with pytest.raises(UserError, match="LayerNorm has weights, but no matrix product"):
+        count(nn.LayerNorm(6), (torch.zeros(3, 6),))
+
+
+def test_the_model_stays_as_it_is_and_nothing_is_printed(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Recogniser().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        count(model, (torch.zeros(4, 20, 64), torch.tensor([20, 10, 5, 5])))
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert (*capfd.readouterr(), caplog.text) == ("", "", "")
+
+
+def test_buffers_are_stored_too() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5))
+    # 6*5 + 5 weights, 5 + 5 of the norm, and its two running statistics; its counter is no float
+    assert values(model, torch.zeros(2, 6))["weight_bytes"] == 4 * (35 + 10 + 10)

@@ -1,0 +1,285 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from gpsearch.cell import HLSTM
+from gpsearch.growprune import GrowPrune, sketch
+from gpsearch.schedule import GMP, GP, SET, Dense, RigL, Selfish
+
+
+def losses(model, count=3):
+    """Return a function that gives one pass of losses, as a training loop would."""
+    random = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(5, 4, 6, generator=random) for _ in range(count)]
+
+    def one_pass():
+        for x in inputs:
+            y = model(x)
+            yield (y[0] if isinstance(y, tuple) else y).square().mean()
+
+    return one_pass
+
+
+def a_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 8))
+
+
+def step(model, optimizer, batches):
+    for loss in batches():
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def awake(masks):
+    return {name: mask.clone() for name, mask in masks.masks.items()}
+
+
+def dormant_weights(model, masks):
+    return torch.cat([model.get_parameter(n)[~m].flatten() for n, m in masks.masks.items()])
+
+
+MODELS = {
+    "linear": lambda: nn.Linear(6, 12),
+    "conv": lambda: nn.Conv1d(4, 8, 3),
+    "embedding": lambda: nn.Embedding(20, 6),
+    "lstm": lambda: nn.LSTM(6, 8, 2, bidirectional=True),
+    "gru": lambda: nn.GRU(6, 8),
+    "hlstm": lambda: HLSTM(6, 8, gate_hidden=(7, 5), gate_direct=True),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("scope", ["matrix", "gates", "layer", "global"])
+def test_counts_are_exact_for_any_module_and_scope(kind, scope):
+    model = MODELS[kind]()
+    masks = GrowPrune(model, None, GMP(final_density=0.3, scope=scope, prune_start=0.0), 4)
+    size = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    masks.update(3, lambda: iter(()))
+
+    # The last step of the window reaches 0.3; every group rounds once.
+    groups = {"matrix": 4 * len(masks.masks), "gates": len(masks.masks), "layer": 4, "global": 1}
+    assert abs(masks.nonzeros - 0.3 * size) <= 0.5 * groups[scope]
+    assert masks.nonzeros == sum(
+        int(p.count_nonzero()) for p in model.parameters() if p.dim() > 1
+    )
+
+
+def test_the_scope_decides_what_competes():
+    # Gate 0 of this tiny LSTM has only large weights, gate 3 only small ones.
+    lstm = nn.LSTM(2, 1, bias=False)
+    with torch.no_grad():
+        lstm.weight_ih_l0.copy_(torch.tensor([[8.0, 7.0], [6.0, 5.0], [4.0, 3.0], [2.0, 1.0]]))
+
+    def kept(scope):
+        lstm_copy = nn.LSTM(2, 1, bias=False)
+        lstm_copy.load_state_dict(lstm.state_dict())
+        schedule = GMP(final_density=0.5, scope=scope, prune_start=0.0, prune_end=0.0)
+        masks = GrowPrune(lstm_copy, None, schedule, 1, prunable=lambda n: n == "weight_ih_l0")
+        masks.update(0, lambda: iter(()))
+        return masks.masks["weight_ih_l0"].int().tolist()
+
+    assert kept("matrix") == [[1, 0], [1, 0], [1, 0], [1, 0]]
+    assert kept("gates") == [[1, 1], [1, 1], [0, 0], [0, 0]]
+
+
+def test_the_seed_is_sparse_and_every_neuron_is_connected():
+    model = HLSTM(20, 16, gate_hidden=(12,))
+    masks = GrowPrune(model, None, GP(seed_density=0.2, final_density=0.1), 10, seed=3)
+
+    assert masks.density == pytest.approx(0.2, abs=1e-3)
+    for name, mask in masks.masks.items():
+        gates = mask.view(4, -1, mask.shape[1])
+        assert gates.any(1).all(), name
+        assert gates.any(2).all(), name
+
+
+def test_growth_wakes_the_weights_with_the_largest_mean_gradient_at_zero():
+    model = a_model()
+    optimizer = torch.optim.Adam(model.parameters())
+    schedule = GP(seed_density=0.3, peak_density=0.5, final_density=0.2, grow_start=0.0, grow_end=0.0,
+                  prune_start=0.5)  # fmt: skip
+    masks = GrowPrune(model, optimizer, schedule, 10)
+    before = awake(masks)
+    batches = losses(model)
+    mean = torch.autograd.grad(sum(batches()) / 3, model[0].weight)[0].abs()
+
+    masks.update(0, batches)
+
+    woken = masks.masks["0.weight"] & ~before["0.weight"]
+    left = ~masks.masks["0.weight"]
+    assert woken.sum() == round(0.5 * 60) - round(0.3 * 60)
+    assert mean[woken].min() >= mean[left].max()
+    assert not model[0].weight[woken].any()
+
+
+def test_grown_weights_can_start_one_gradient_step_away():
+    model = a_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    schedule = GP(seed_density=0.3, final_density=0.2, grow_start=0.0, grow_end=0.0, grown_init="step")
+    masks = GrowPrune(model, optimizer, schedule, 10)
+    before = awake(masks)
+    slope = torch.autograd.grad(sum(losses(model)()) / 3, model[0].weight)[0]
+
+    masks.update(0, losses(model))
+
+    woken = masks.masks["0.weight"] & ~before["0.weight"]
+    assert woken.any()
+    torch.testing.assert_close(model[0].weight[woken].detach(), -0.5 * slope[woken])
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.1),
+    "adamw fused": lambda p: torch.optim.AdamW(p, 0.1, fused=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, 0.1),
+    "asgd": lambda p: torch.optim.ASGD(p, 0.1, t0=0),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_dormant_weights_and_their_moments_stay_exactly_zero(optimizer):
+    model = a_model()
+    optimizer = OPTIMIZERS[optimizer](model.parameters())
+    masks = GrowPrune(model, optimizer, GP(), 10)
+    for epoch in range(10):
+        masks.update(epoch, losses(model))
+        step(model, optimizer, losses(model))
+        assert not dormant_weights(model, masks).any()
+        for name, mask in masks.masks.items():
+            for moment in optimizer.state[model.get_parameter(name)].values():
+                if torch.is_tensor(moment) and moment.shape == mask.shape:
+                    assert not moment[~mask].any()
+    assert masks.density == pytest.approx(0.1, abs=0.01)
+
+
+def test_clipping_sees_only_the_awake_weights():
+    model = a_model()
+    masks = GrowPrune(model, None, SET(final_density=0.2), 10)
+    next(losses(model)()).backward()
+
+    for name, mask in masks.masks.items():
+        assert not model.get_parameter(name).grad[~mask].any()
+
+
+def test_an_average_of_the_weights_is_held_too():
+    model = a_model()
+    average = torch.optim.swa_utils.AveragedModel(model)  # every weight is still awake
+    masks = GrowPrune(model, None, SET(final_density=0.2), 10)
+
+    masks.hold(average.module)
+
+    assert not dormant_weights(average.module, masks).any()
+
+
+@pytest.mark.parametrize("schedule", [SET(), RigL(), Selfish()])
+def test_rewiring_keeps_the_count_of_every_group(schedule):
+    model = nn.LSTM(6, 8)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    masks = GrowPrune(model, optimizer, schedule, 8)
+    counts = {name: int(mask.sum()) for name, mask in masks.masks.items()}
+    moved = 0
+    for epoch in range(8):
+        before = awake(masks)
+        masks.update(epoch, losses(model))
+        moved += sum(int((before[n] != m).sum()) for n, m in masks.masks.items())
+        step(model, optimizer, losses(model))
+        assert {name: int(mask.sum()) for name, mask in masks.masks.items()} == counts
+    assert moved > 0
+
+
+def test_dense_masks_nothing():
+    assert GrowPrune(a_model(), None, Dense(), 5).density == 1.0
+
+
+def test_a_network_that_does_not_recover_is_exchanged_for_the_last_good_one():
+    model = a_model()
+    schedule = GMP(final_density=0.1, prune_start=0.25, prune_end=0.75, tolerance=0.05)
+    masks = GrowPrune(model, torch.optim.Adam(model.parameters()), schedule, 8)
+    errors = [None, 0.30, 0.20, 0.22, 0.40, 0.10, 0.10, 0.10]  # after each epoch but the last
+    events, densities, weights = [], [], []
+    for epoch, error in enumerate(errors):
+        update = masks.update(epoch, losses(model), error)
+        events.append(update.event if update else "")
+        densities.append(masks.density)
+        weights.append(model[0].weight.detach().clone())
+
+    assert events == ["", "", "prune", "prune", "restore", "", "", ""]
+    assert densities[4:] == [densities[2]] * 4  # the network before the step that did not recover
+    assert weights[4].equal(weights[2])
+
+
+class TestWholeUnits:
+    def test_a_gates_hidden_unit_dies_with_its_inputs_bias_and_readers(self):
+        model = HLSTM(5, 4, gate_hidden=(6,))
+        schedule = GMP(final_density=0.5, structure="row_column", prune_start=0.0, prune_end=0.0)
+        masks = GrowPrune(model, None, schedule, 1)
+        masks.update(0, lambda: iter(()))
+
+        assert 0.3 < masks.density <= 0.5
+        inputs = masks.masks["weight_gate_ih_l0"].view(4, 6, 5)
+        states = masks.masks["weight_gate_hh_l0"].view(4, 6, 4)
+        biases = masks.masks["bias_gate_l0"].view(4, 6)
+        readers = masks.masks["weight_gate1_l0"].view(4, 4, 6)
+        alive = inputs.any(2)
+        assert alive.equal(inputs.all(2))
+        assert not states[~alive].any()
+        assert alive.equal(biases)
+        assert not readers.transpose(1, 2)[~alive].any()
+        assert not alive.all()
+
+    def test_a_state_unit_dies_in_all_four_gates(self):
+        lstm = nn.LSTM(3, 8)
+        schedule = GMP(final_density=0.4, structure="row_column", prune_start=0.0, prune_end=0.0)
+        masks = GrowPrune(lstm, None, schedule, 1)
+        masks.update(0, lambda: iter(()))
+
+        rows = masks.masks["weight_ih_l0"].view(4, 8, 3).any(2)
+        assert rows.equal(rows[:1].expand(4, 8))
+        assert masks.masks["weight_hh_l0"].any(0).equal(rows[0])
+        dead = int((~rows[0]).sum())
+        assert dead > 0
+        assert lstm.bias_ih_l0.view(4, 8)[:, ~rows[0]].count_nonzero() == 0
+
+    def test_gp_seeds_grows_and_prunes_units_and_leaves_none_empty(self):
+        model = HLSTM(6, 8, gate_hidden=(8,))
+        schedule = GP(structure="row_column", final_density=0.2)
+        masks = GrowPrune(model, None, schedule, 20)
+        densities = []
+        for epoch in range(20):
+            masks.update(epoch, losses(model))
+            densities.append(masks.density)
+
+        assert densities[0] < densities[6] > densities[-1]
+        assert densities[-1] <= 0.2
+        assert masks.masks["bias_gate_l0"].view(4, 8).any(1).all()
+
+
+def test_a_sketch_has_the_final_density_before_any_training():
+    model = sketch(nn.LSTM(10, 10), GP(final_density=0.15))
+
+    assert sum(int(p.count_nonzero()) for p in model.parameters() if p.dim() > 1) == 120
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from(["gp", "gmp", "set", "rigl", "selfish"]))
+def test_state_can_be_taken_up_again_at_any_epoch(seed, name):
+    def fresh():
+        model = a_model()
+        return model, GrowPrune(model, None, name, 6, seed=seed)
+
+    model, masks = fresh()
+    for epoch in range(3):
+        masks.update(epoch, losses(model))
+    other_model, other = fresh()
+    other_model.load_state_dict(model.state_dict())
+    other.load_state_dict(masks.state_dict())
+    for epoch in range(3, 6):
+        masks.update(epoch, losses(model))
+        other.update(epoch, losses(other_model))
+
+    for key, mask in masks.masks.items():
+        assert mask.equal(other.masks[key])

@@ -1,0 +1,52 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpsearch.mask import connected, shares, top_k
+
+
+def test_ties_go_to_the_lower_index():
+    score = torch.tensor([[1.0, 3.0, 3.0], [3.0, 0.0, 3.0]])
+
+    assert top_k(score, 2).tolist() == [[False, True, True], [False, False, False]]
+    assert top_k(score, 3).tolist() == [[False, True, True], [True, False, False]]
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 0.0, 2.5]), min_size=1), st.data())
+def test_the_count_is_exact_whatever_the_ties(scores, data):
+    count = data.draw(st.integers(0, len(scores)))
+    mask = top_k(torch.tensor(scores), count)
+
+    kept = sorted((s for s, m in zip(scores, mask.tolist(), strict=True) if m), reverse=True)
+    assert kept == sorted(scores, reverse=True)[:count]
+
+
+@pytest.mark.parametrize("count", [-1, 4])
+def test_an_impossible_count_is_refused(count):
+    with pytest.raises(ValueError, match="between 0 and 3"):
+        top_k(torch.zeros(3), count)
+
+
+def test_a_nan_score_is_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        top_k(torch.tensor([0.0, torch.nan]), 1)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**31), st.data())
+def test_a_random_seed_has_its_count_and_connects_every_neuron(rows, columns, seed, data):
+    count = data.draw(st.integers(0, rows * columns))
+    mask = connected(rows, columns, count, torch.Generator().manual_seed(seed))
+
+    assert mask.sum() == count
+    if count >= max(rows, columns):
+        assert mask.any(0).all()
+        assert mask.any(1).all()
+
+
+@given(st.lists(st.integers(1, 50), min_size=1), st.floats(0, 1))
+def test_shares_add_up_exactly(sizes, density):
+    counts = shares(sizes, density)
+
+    assert sum(counts) == round(density * sum(sizes))
+    assert all(0 <= count <= size for count, size in zip(counts, sizes, strict=True))

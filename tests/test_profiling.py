@@ -1,0 +1,426 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpsearch.errors import UserError
+from gpsearch.profiling import (
+    DeviceFacts,
+    DeviceProfiler,
+    Host,
+    Quantity,
+    Reading,
+    check,
+    devices,
+    find,
+    installed,
+    measure,
+)
+from gpsearch.profiling.energy import Work, counter_period_s
+from gpsearch.profiling.intervals import mean_of_five, quantile, quantile_interval
+from tests.fakes import FakeDevice, FakeModel
+
+POSITIVE = st.floats(1e-9, 1e9)
+
+# ---- quantities
+
+
+@settings(deadline=None, max_examples=50)
+@given(value=POSITIVE, width=st.floats(0, 1), n=st.integers(1, 1000))
+def test_a_quantity_survives_json(value: float, width: float, n: int) -> None:
+    interval = (value * (1 - width), value * (1 + width))
+    quantity = Quantity(value, "s", "measured", interval, n, "script", "device")
+    assert Quantity.from_dict(json.loads(json.dumps(quantity.to_dict()))) == quantity
+
+
+def test_an_unavailable_quantity_has_a_reason_and_no_value() -> None:
+    quantity = Quantity.unavailable("J", "no counter")
+    assert (quantity.value, quantity.kind, quantity.reason) == (None, "unavailable", "no counter")
+    assert not quantity.available
+    assert Quantity.from_dict(json.loads(json.dumps(quantity.to_dict()))) == quantity
+    with pytest.raises(ValueError, match="unavailable: no counter"):
+        _ = quantity.number
+
+
+@pytest.mark.parametrize(
+    "contradiction",
+    [
+        lambda: Quantity(math.nan, "s", "analytic"),
+        lambda: Quantity(math.inf, "s", "analytic"),
+        lambda: Quantity(-1.0, "s", "analytic"),
+        lambda: Quantity(1.0, "", "analytic"),
+        lambda: Quantity(None, "s", "measured", n=64),
+        lambda: Quantity(1.0, "J", "unavailable", reason="no counter"),
+        lambda: Quantity(None, "J", "unavailable"),
+        lambda: Quantity(1.0, "J", "estimated"),
+        lambda: Quantity(0.0, "J", "measured", n=1),
+        lambda: Quantity(1.0, "s", "measured"),
+        lambda: Quantity(1.0, "s", "measured", (2.0, 3.0), 64),
+        lambda: Quantity(None, "s", "unavailable", (2.0, 3.0), reason="no counter"),
+    ],
+)
+def test_a_quantity_never_contradicts_itself(contradiction: Callable[[], Quantity]) -> None:
+    with pytest.raises(ValueError, match="not a quantity"):
+        contradiction()
+
+
+def test_nothing_at_all_is_a_count() -> None:
+    assert Quantity(0, "1", "analytic").value == 0
+
+
+# ---- intervals
+
+
+def test_the_median_of_six_lies_between_its_extremes_with_97_percent() -> None:
+    # P(all six on one side) = 2 / 2**6 = 3 %; of five it would be 6 %.
+    assert quantile_interval([3.0, 1.0, 4.0, 2.0, 6.0, 5.0]) == (1.0, 6.0)
+    assert quantile_interval([3.0, 1.0, 4.0, 2.0, 5.0]) is None
+
+
+@settings(deadline=None, max_examples=50)
+@given(samples=st.lists(POSITIVE, min_size=36, max_size=300), q=st.sampled_from([0.5, 0.9]))
+def test_an_interval_holds_the_quantile(samples: list[float], q: float) -> None:
+    interval = quantile_interval(samples, q)
+    assert interval is not None
+    assert interval[0] <= quantile(samples, q) <= interval[1]
+
+
+@pytest.mark.parametrize(("q", "true"), [(0.5, math.log(2)), (0.9, math.log(10))])
+@pytest.mark.parametrize("n", [64, 500])
+def test_intervals_cover_the_truth_95_times_in_100(n: int, q: float, true: float) -> None:
+    rng = np.random.default_rng(0)
+    intervals = [quantile_interval(list(rng.exponential(size=n)), q) for _ in range(1000)]
+    covered = sum(low <= true <= high for low, high in filter(None, intervals))
+    assert 940 <= covered <= 985
+
+
+def test_the_mean_of_five_by_students_t() -> None:
+    mean, (low, high) = mean_of_five([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (mean, low, high) == pytest.approx((3, 3 - 1.963, 3 + 1.963), abs=1e-3)
+
+
+# ---- latency
+
+
+def read(device: FakeDevice, tmp_path: Path, *, seconds: float = 0.002, **options: Any) -> Reading:
+    """Measure a model of 2 ms against one of 1 ms."""
+    options = {"reference": FakeModel(0.001), "host": device.host(tmp_path), **options}
+    return measure(device, FakeModel(seconds, joules=0.5), (), **options)
+
+
+def test_known_latencies_are_read_exactly(tmp_path: Path) -> None:
+    reading = read(FakeDevice(), tmp_path, reference_name="lstm")
+    assert reading["latency_s"].value == 0.002
+    assert reading["latency_s"].ci95 == (0.002, 0.002)
+    assert reading["latency_p90_s"].value == 0.002
+    assert reading["latency_ratio"].value == pytest.approx(2)
+    assert reading["latency_reference_s"].value == 0.001
+    assert reading["latency_s"].n >= 64
+    assert (reading.stable, reading.flags, reading.reference) == (True, [], "lstm")
+    assert (reading.device, reading.protocol) == ("fake", "aba-1")
+
+
+def test_a_reading_survives_json(tmp_path: Path) -> None:
+    reading = read(FakeDevice(), tmp_path, energy=True)
+    assert Reading.from_dict(json.loads(json.dumps(reading.to_dict()))) == reading
+
+
+def test_without_a_reference_there_is_no_ratio(tmp_path: Path) -> None:
+    reading = read(FakeDevice(), tmp_path, reference=None)
+    assert reading["latency_s"].value == 0.002
+    assert reading["latency_ratio"].reason == "measured without a reference model"
+    assert reading.reference is None
+
+
+def test_a_slow_swing_of_the_machine_moves_the_median_but_not_the_ratio(tmp_path: Path) -> None:
+    swinging = FakeDevice(slowdown=lambda call: 1.5 + 0.5 * math.sin(call / 200))
+    reading = read(swinging, tmp_path)
+    assert reading["latency_ratio"].value == pytest.approx(2, rel=0.005)
+    assert reading["latency_s"].number > 0.0021
+
+
+def test_noise_makes_a_reading_longer_until_it_is_sharp(tmp_path: Path) -> None:
+    rng = Random(0)
+    noisy = FakeDevice(slowdown=lambda call: rng.uniform(0.9, 1.1))
+    reading = read(noisy, tmp_path, precision=0.01)
+    ratio = reading["latency_ratio"]
+    assert ratio.n > 128
+    assert ratio.ci95 is not None
+    low, high = ratio.ci95
+    assert high - low <= 0.02 * ratio.number
+    assert low <= 2 <= high
+
+
+def test_a_cold_start_is_not_in_the_reading(tmp_path: Path) -> None:
+    cold = FakeDevice(slowdown=lambda call: 1 + 20 * math.exp(-call / 20))
+    assert read(cold, tmp_path)["latency_s"].value == pytest.approx(0.002, rel=0.01)
+
+
+def test_a_model_too_slow_for_64_calls_is_flagged_and_not_measured_twice(tmp_path: Path) -> None:
+    device = FakeDevice()
+    reading = read(device, tmp_path, seconds=0.5, reference=FakeModel(0.5), max_seconds=20.0)
+    assert reading["latency_ratio"].n == 13
+    assert reading.flags == ["only 13 of 64 calls fitted into 20 s"]
+    assert not reading.stable
+    assert device.clock_s < 30
+
+
+def test_even_the_slowest_model_gets_an_interval(tmp_path: Path) -> None:
+    reading = read(FakeDevice(), tmp_path, seconds=60.0, max_seconds=20.0)
+    assert reading["latency_s"].ci95 == (60, 60)
+
+
+def test_a_drifting_device_is_flagged_after_a_second_attempt(tmp_path: Path) -> None:
+    throttling = FakeDevice(slowdown=lambda call: 1 + call / 1000)
+    reading = read(throttling, tmp_path)
+    assert not reading.stable
+    assert reading.flags[0] == "measured twice, since the first reading was unstable"
+    assert "speed drifted by +" in reading.flags[1]
+
+
+def test_a_passing_disturbance_costs_a_second_attempt_only(tmp_path: Path) -> None:
+    disturbed = FakeDevice(slowdown=lambda call: 2.0 if 300 < call < 430 else 1.0)
+    reading = read(disturbed, tmp_path)
+    assert reading.stable
+    assert reading.flags == ["measured twice, since the first reading was unstable"]
+    assert reading["latency_s"].value == pytest.approx(0.002)
+
+
+class BusyHost(Host):
+    """Tasks wait for a processor nine tenths of the time."""
+
+    def stalled_s(self) -> float:
+        return 0.9 * self.clock()
+
+
+def test_a_busy_machine_is_flagged(tmp_path: Path) -> None:
+    device = FakeDevice()
+    quiet = device.host(tmp_path)
+    busy = BusyHost(quiet.clock, quiet.sleep, quiet.pressure, quiet.locks)
+    assert (
+        "tasks waited for a processor 90% of the time" in read(device, tmp_path, host=busy).flags[0]
+    )
+
+
+def test_pressure_is_read_from_the_kernel(tmp_path: Path) -> None:
+    host = Host(pressure=tmp_path / "cpu")
+    assert host.stalled_s() is None
+    host.pressure.write_text("some avg10=1.00 avg60=0.1 avg300=0.0 total=3395706\nfull total=7\n")
+    assert host.stalled_s() == pytest.approx(3.395706)
+
+
+def test_a_device_is_measured_by_one_process_at_a_time(tmp_path: Path) -> None:
+    host = Host(locks=tmp_path)
+    with host.alone_on("a device/0"):
+        (path,) = tmp_path.iterdir()
+        other = os.open(path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)
+
+
+class Forgetful(FakeDevice):
+    def run(self, handles: Any, schedule: Any) -> list[float]:
+        return [0.0 for _ in schedule]
+
+
+def test_a_profiler_that_returns_no_times_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"profiler Forgetful: run\(\) must return one positive"):
+        read(Forgetful(), tmp_path)
+
+
+def test_a_device_that_is_not_there_says_why(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="device 'fake' cannot measure: unplugged"):
+        read(FakeDevice(unavailable={"latency_s": "unplugged"}), tmp_path)
+
+
+def test_a_device_passes_the_aa_gate_when_a_model_is_as_fast_as_itself(tmp_path: Path) -> None:
+    fair = FakeDevice()
+    assert check(fair, FakeModel(0.001), (), host=fair.host(tmp_path)).stable
+    # The middle call of each triplet is always 5 % slower.
+    biased = FakeDevice(slowdown=lambda call: 1.05 if call % 3 == 1 else 1.0)
+    reading = check(biased, FakeModel(0.001), (), host=biased.host(tmp_path))
+    assert not reading.stable
+    assert "a model measured against itself came out at 1.050" in reading.flags[-1]
+
+
+# ---- energy and memory
+
+
+@pytest.mark.parametrize("tick_s", [0.001, 0.02, 0.1])
+@pytest.mark.parametrize("seconds", [0.0003, 0.002, 0.25])
+def test_known_joules_are_read_within_a_hundredth(
+    tmp_path: Path, tick_s: float, seconds: float
+) -> None:
+    device = FakeDevice(tick_s=tick_s)
+    reading = read(device, tmp_path, seconds=seconds, energy=True)
+    energy, idle = reading["energy_j"], reading["power_idle_w"]
+    assert energy.value == pytest.approx(0.5, rel=0.01)
+    assert (energy.unit, energy.n, energy.method, energy.scope) == ("J", 5, "counter", "board")
+    assert idle.value == pytest.approx(10, rel=0.01)
+    assert reading.flags == [] or "calls fitted" in reading.flags[0]
+
+
+def test_the_period_of_the_counter_is_measured() -> None:
+    device = FakeDevice(tick_s=0.1)
+    idle = Work(lambda steps: device.sleep(steps * 0.001), 0.001)
+    assert counter_period_s(device.read_energy, idle) == pytest.approx(0.1, abs=0.002)
+
+
+def test_energy_is_measured_only_on_request(tmp_path: Path) -> None:
+    assert read(FakeDevice(), tmp_path)["energy_j"].reason == "not asked for"
+
+
+def test_a_device_that_knows_of_no_counter_says_why(tmp_path: Path) -> None:
+    device = FakeDevice(unavailable={"energy_j": "a virtual machine"})
+    assert read(device, tmp_path, energy=True)["energy_j"].reason == "a virtual machine"
+
+
+class Falling(FakeDevice):
+    def read_energy(self) -> tuple[float, float]:
+        return self.clock_s, -self.shown_j
+
+
+class Unplugged(FakeDevice):
+    def read_energy(self) -> tuple[float, float]:
+        raise RuntimeError("the meter is gone")
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        (FakeDevice(tick_s=0), "counter: the counter stood still for 2 s"),
+        (Falling(), "counter: the counter fell from"),
+        (Unplugged(), "counter: the meter is gone"),
+    ],
+)
+def test_a_broken_counter_is_no_zero(tmp_path: Path, device: FakeDevice, reason: str) -> None:
+    energy = read(device, tmp_path, energy=True)["energy_j"]
+    assert energy.value is None
+    assert str(energy.reason).startswith(reason)
+
+
+def test_idle_power_that_changed_is_flagged(tmp_path: Path) -> None:
+    class Heating(FakeDevice):
+        def sleep(self, seconds: float) -> None:
+            self.idle_w = 10 if self.clock_s < 10 else 15
+            super().sleep(seconds)
+
+    assert read(Heating(), tmp_path, energy=True).flags == [
+        "idle power changed by +50% over the energy reading"
+    ]
+
+
+def test_what_a_profiler_cannot_tell_is_unavailable(tmp_path: Path) -> None:
+    memory = read(FakeDevice(), tmp_path)["peak_memory_bytes"]
+    assert memory.reason == "the profiler of 'fake' does not tell it"
+
+
+def test_peak_memory_is_the_profilers(tmp_path: Path) -> None:
+    class Remembering(FakeDevice):
+        def peak_memory(self, handle: object) -> int:
+            return 4096
+
+    assert read(Remembering(), tmp_path)["peak_memory_bytes"].value == 4096
+
+
+# ---- finding a profiler
+
+PROFILER = """
+from gpsearch.profiling import API_VERSION, DeviceFacts
+
+class Toy:
+    api_version = API_VERSION
+
+    def probe(self):
+        return DeviceFacts("toy", {"processor": "wood"})
+
+    def load(self, model, example):
+        return model
+
+    def run(self, handles, schedule):
+        return [0.001 for _ in schedule]
+
+    def close(self):
+        pass
+
+class Old(Toy):
+    api_version = "0"
+
+class Half:
+    api_version = API_VERSION
+
+    def probe(self):
+        return DeviceFacts("half", {})
+
+class Broken(Toy):
+    def __init__(self):
+        raise OSError("no such\\ndevice")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in a folder that holds a plain file with profilers."""
+    (tmp_path / "toy_device.py").write_text(PROFILER)
+    (tmp_path / "needy_device.py").write_text("import a_module_that_nobody_has")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["toy_device:Toy", "toy_device.py:Toy", "./toy_device.py:Toy"])
+def test_a_profiler_in_a_plain_file_is_used_like_any_other(folder: Path, name: str) -> None:
+    toy = find(name)
+    assert isinstance(toy, DeviceProfiler)
+    reading = measure(toy, FakeModel(1), (), host=Host(locks=folder))
+    assert reading["latency_s"].value == 0.001
+    assert reading["energy_j"].reason == "not asked for"
+
+
+def test_a_profiler_without_a_counter_says_so(folder: Path) -> None:
+    reading = measure(
+        find("toy_device:Toy"), FakeModel(1), (), energy=True, host=Host(locks=folder)
+    )
+    assert reading["energy_j"].reason == "the profiler of 'toy' reads no energy counter"
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("tpu", r"no device called 'tpu'; installed: cpu, gpu.*module:Class"),
+        ("absent.py:Toy", r"there is no file absent\.py"),
+        ("absent_module:Toy", r"of absent_module cannot be imported: ModuleNotFoundError"),
+        (
+            "needy_device:Toy",
+            r"cannot be imported: .*'a_module_that_nobody_has'; correct that file",
+        ),
+        ("toy_device:Nobody", r"toy_device defines no 'Nobody'"),
+        ("toy_device:Old", r"speaks API version '0', this gpsearch '1'"),
+        ("toy_device:Half", r"of toy_device lacks load, run, close\(\)"),
+        ("toy_device:Broken", r"does not start: OSError: no such device"),
+    ],
+)
+def test_a_mistaken_device_is_answered_by_one_line(folder: Path, name: str, line: str) -> None:
+    with pytest.raises(UserError, match=line) as raised:
+        find(name)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_built_in_devices_come_by_the_same_door() -> None:
+    assert {"cpu", "gpu"} <= installed().keys()
+    assert installed()["cpu"].startswith("gpsearch ")
+    facts = devices()["cpu"]
+    assert isinstance(facts, DeviceFacts)
+    assert facts.name == "cpu"

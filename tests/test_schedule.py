@@ -1,0 +1,139 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpsearch.schedule import GMP, GP, SCHEDULES, SET, Dense, Progress, RigL, Selfish, Update, cubic
+
+
+def walk(schedule, epochs, error=None, reference=None):
+    """Follow a schedule as a training would; return (phase, density) before every epoch."""
+    density, seen = schedule.seed_density, []
+    for epoch in range(epochs):
+        now = Progress(epoch, epochs, density, error, reference)
+        update = schedule.update(now)
+        if update is not None and update.event != "restore":
+            density = update.grow_to or update.prune_to
+        seen.append((schedule.phase(now), round(density, 3)))
+    return seen
+
+
+def test_gp_grows_a_seed_then_prunes_it_and_retrains():
+    schedule = GP(
+        seed_density=0.4, grow_start=0.2, grow_end=0.3, peak_density=0.6,
+        prune_start=0.5, prune_end=0.7, final_density=0.1,
+    )  # fmt: skip
+
+    assert walk(schedule, 10) == [
+        ("seed", 0.4),
+        ("seed", 0.4),
+        ("grow", 0.5),
+        ("grow", 0.6),
+        ("train", 0.6),
+        ("prune", 0.248),  # 0.1 + 0.5 (2/3)^3
+        ("prune", 0.119),  # 0.1 + 0.5 (1/3)^3
+        ("prune", 0.1),
+        ("retrain", 0.1),
+        ("retrain", 0.1),
+    ]
+
+
+def test_gmp_starts_dense():
+    assert walk(GMP(prune_start=0.25, prune_end=0.5, final_density=0.2), 4) == [
+        ("dense", 1.0),
+        ("prune", 0.3),
+        ("prune", 0.2),
+        ("retrain", 0.2),
+    ]
+
+
+def test_dense_never_changes():
+    assert walk(Dense(), 3) == [("dense", 1.0)] * 3
+
+
+@pytest.mark.parametrize("kind", [SET, RigL, Selfish])
+def test_rewiring_keeps_the_density_and_drops_less_and_less(kind):
+    schedule = kind(final_density=0.2, drop_fraction=0.5, rewire_end=0.75)
+    updates = [schedule.update(Progress(epoch, 8, 0.2)) for epoch in range(8)]
+
+    assert updates[0] is None
+    assert updates[6:] == [None, None]
+    drops = [0.2 - update.prune_to for update in updates[1:6]]
+    assert drops == sorted(drops, reverse=True)
+    assert all(update.grow_to == 0.2 for update in updates[1:6])
+
+
+def test_what_tells_the_rewiring_schedules_apart():
+    assert (SET().growth, RigL().growth, Selfish().growth) == ("random", "gradient", "random")
+    assert (SET().scope, RigL().scope, Selfish().scope) == ("matrix", "matrix", "gates")
+    assert RigL().growth_batches == 1
+
+
+def test_cycles_grow_and_prune_again_each_ending_lower():
+    phases_and_densities = walk(GP(cycles=2, seed_density=0.4, final_density=0.1), 40)
+
+    assert phases_and_densities[19] == ("retrain", 0.2)  # the geometric mean of 0.4 and 0.1
+    assert phases_and_densities[20] == ("seed", 0.2)
+    assert max(density for _, density in phases_and_densities[20:]) == pytest.approx(0.3)
+    assert phases_and_densities[-1] == ("retrain", 0.1)
+
+
+class TestTheAccuracyGate:
+    schedule = GMP(prune_start=0.2, prune_end=0.8, prune_every=2, tolerance=0.1)
+
+    def ask(self, epoch, error, **rest):
+        return self.schedule.update(Progress(epoch, 10, 0.5, error, reference=0.3, **rest))
+
+    def test_lets_a_regained_error_through(self):
+        assert self.ask(4, 0.39).event == "prune"
+
+    def test_asks_for_the_last_good_network_when_a_step_is_due_and_the_error_is_too_high(self):
+        assert self.ask(4, 0.41) == Update("restore")
+
+    def test_waits_while_retraining(self):
+        assert self.ask(5, 0.9) is None
+
+    def test_judges_the_last_step_after_the_last_epoch(self):
+        assert self.ask(10, 0.41) == Update("restore")
+        assert self.ask(10, 0.39) is None
+
+    def test_stays_closed(self):
+        assert self.ask(6, 0.2, gate_closed=True) is None
+
+
+@given(
+    st.integers(1, 60), st.floats(0.02, 0.3), st.floats(0.3, 0.5), st.integers(1, 4),
+    st.integers(1, 3),
+)  # fmt: skip
+def test_gp_ends_at_its_final_density_whatever_the_number_of_epochs(
+    epochs, final, seed, every, cycles
+):
+    schedule = GP(final_density=final, seed_density=seed, prune_every=every, cycles=cycles)
+    if epochs >= 4 * cycles:
+        assert walk(schedule, epochs)[-1][1] == pytest.approx(final, abs=5e-4)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_the_cubic_fall_is_monotone(a, b):
+    low, high = sorted((a, b))
+    assert cubic(1.0, 0.1, low) >= cubic(1.0, 0.1, high)
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers", "message"),
+    [
+        (GP, {"final_density": 0.0}, "final_density = 0.0 should be a share"),
+        (GP, {"final_density": 0.7}, "final_density = 0.7 is above peak_density"),
+        (GP, {"seed_density": 0.9}, "seed_density = 0.9 is above peak_density"),
+        (GP, {"grow_end": 0.5}, "grow_end = 0.5 is above prune_start"),
+        (GMP, {"prune_start": 0.9}, "prune_start = 0.9 is above prune_end"),
+        (GMP, {"prune_every": 0}, "prune_every = 0 should be 1 or more"),
+        (SET, {"structure": "row_column"}, "rewiring moves single weights only"),
+    ],
+)
+def test_impossible_numbers_are_named(kind, numbers, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**numbers)
+
+
+def test_every_schedule_is_known_by_its_name():
+    assert list(SCHEDULES) == ["gp", "gmp", "set", "rigl", "selfish", "dense"]

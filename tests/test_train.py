@@ -1,0 +1,192 @@
+import csv
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpsearch.candidate import Architecture, Training
+from gpsearch.errors import UserError
+from gpsearch.schedule import GMP, GP, Dense, RigL
+from gpsearch.train import TrainingFailed, grow_and_prune, learning_rate
+from tests.toy import ToyTask
+
+ARCHITECTURE = Architecture(hidden_size=8, gate_width=6, dropout=0.2)
+TRAINING = Training(epochs=8, batch_size=16, learning_rate=0.02, kick_epochs=0)
+
+
+def train(folder=None, *, schedule=None, training=TRAINING, task=None, seed=0, listener=None):
+    task = task or ToyTask()
+    torch.manual_seed(seed)
+    model = task.build(ARCHITECTURE)
+    return grow_and_prune(
+        model, task, schedule or GP(), training, folder=folder, seed=seed, listener=listener
+    )
+
+
+def equal_weights(a, b):
+    return all(x.equal(y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_gp_learns_the_task_at_its_final_density():
+    model = train(training=dataclasses.replace(TRAINING, epochs=12), schedule=GP(final_density=0.3))
+
+    weights = [p for n, p in model.named_parameters() if n.startswith("layers.weight")]
+    density = sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
+    assert density == pytest.approx(0.3, abs=0.01)
+    assert ToyTask().evaluate(model, "test")["err"] <= 0.1
+    assert not model.training
+
+
+def test_the_history_tells_every_epoch(tmp_path):
+    train(tmp_path, schedule=GMP(final_density=0.2, tolerance=1.0))
+    rows = list(csv.DictReader((tmp_path / "history.csv").read_text().splitlines()))
+
+    assert list(rows[0]) == ["epoch", "phase", "density", "nonzeros", "loss", "error",
+                             "learning_rate", "seconds", "event"]  # fmt: skip
+    assert [int(row["epoch"]) for row in rows] == list(range(8))
+    assert [row["phase"] for row in rows] == ["dense"] * 3 + ["prune"] * 4 + ["retrain"]
+    assert rows[3]["event"].startswith("prune 1.000 to ")
+    assert float(rows[-1]["density"]) == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize("schedule", [GP(), GMP(tolerance=0.0), RigL(), Dense()])
+@pytest.mark.parametrize("stop_after", [0, 3, 6])
+def test_a_training_that_was_stopped_ends_in_the_same_numbers(tmp_path, schedule, stop_after):
+    undisturbed = train(schedule=schedule)
+
+    class Stop(Exception):
+        pass
+
+    def stop(epoch):
+        if epoch.epoch == stop_after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(tmp_path, schedule=schedule, listener=stop)
+    resumed = train(tmp_path, schedule=schedule)
+
+    assert equal_weights(resumed, undisturbed)
+
+
+def test_a_training_that_is_killed_ends_in_the_same_numbers(tmp_path):
+    script = textwrap.dedent(
+        """
+        import sys, time
+        from pathlib import Path
+        import torch
+        from tests.test_train import train
+        torch.set_num_threads(1)
+        model = train(Path(sys.argv[1]), listener=lambda epoch: time.sleep(0.2))
+        torch.save(model.state_dict(), Path(sys.argv[1]) / "end.pt")
+        """
+    )
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    for epochs in (2, 5):
+        process = subprocess.Popen(command, cwd=root)
+        wait_for_epochs(tmp_path / "history.csv", epochs, process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, cwd=root, check=True)
+
+    end = torch.load(tmp_path / "end.pt")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    undisturbed = train()
+    torch.set_num_threads(threads)
+    assert all(value.equal(end[name]) for name, value in undisturbed.state_dict().items())
+
+
+def wait_for_epochs(history, epochs, process, limit_s=60.0):
+    """Wait until a training has written so many epochs."""
+    for _ in range(int(limit_s / 0.05)):
+        if history.exists() and len(history.read_text().splitlines()) > epochs:
+            return
+        assert process.poll() is None
+        time.sleep(0.05)
+    raise AssertionError("the training did not get there")
+
+
+def test_the_checkpoint_of_another_training_is_refused(tmp_path):
+    train(tmp_path)
+    with pytest.raises(UserError, match="another training"):
+        train(tmp_path, schedule=GP(final_density=0.2))
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
+    with pytest.raises(UserError, match=r"checkpoint\.pt: not a readable checkpoint"):
+        train(tmp_path)
+
+
+class BrokenTask(ToyTask):
+    """A task whose loss goes wrong in its second epoch."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.fault, self.calls = fault, 0
+
+    def loss(self, model, batch):
+        self.calls += 1
+        return self.fault(super().loss(model, batch)) if self.calls > 6 else super().loss(model, batch)
+
+
+def out_of_memory(loss):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda loss: loss * torch.nan, r"the loss is nan in epoch 1, step 2: lower .*learning_rate"),
+        (lambda loss: loss * 1e6, r"the loss is .*e\+0. in epoch 1"),
+        (out_of_memory, r"out of memory in epoch 1, step 2: lower training.batch_size"),
+    ],
+)
+def test_what_cannot_go_on_says_why_and_the_mend(fault, message):
+    with pytest.raises(TrainingFailed, match=message):
+        train(task=BrokenTask(fault), schedule=Dense())
+
+
+def test_the_best_weights_are_those_of_the_final_density(tmp_path):
+    # Errors as they might be: lowest while dense, then higher; the dense weights must not come back.
+    class Scripted(ToyTask):
+        errors = iter([0.1, 0.0, 0.3, 0.3, 0.2, 0.4, 0.2, 0.3])
+
+        def evaluate(self, model, split="dev"):
+            return {"err": next(self.errors)}
+
+    seen = {}
+    task = Scripted()
+    schedule = GMP(final_density=0.2, prune_start=0.25, prune_end=0.25, tolerance=1.0)
+    model = task.build(ARCHITECTURE)
+
+    def remember(epoch):
+        seen[epoch.epoch] = {k: v.clone() for k, v in model.state_dict().items()}
+
+    grow_and_prune(model, task, schedule, TRAINING, listener=remember)
+
+    # 0.2 is reached in epochs 4 and 6; of equal errors the later network is kept.
+    assert all(value.equal(seen[6][name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("shape", "rates"),
+    [
+        ("cosine", [0.02, 0.5, 1.0, 0.5, 0.001]),
+        ("trapezoid", [0.02, 0.5, 1.0, 1.0, 0.001]),
+        ("constant", [0.02, 0.5, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_learning_rates(shape, rates):
+    training = Training(learning_rate=1.0, warmup=0.2, rate_shape=shape)
+    shares = [0.0, 0.1, 0.2, 0.6, 1.0]
+
+    assert [round(learning_rate(training, share), 3) for share in shares] == rates

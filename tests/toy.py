@@ -1,0 +1,62 @@
+"""A task that trains in milliseconds: tell which of two tones a short sequence holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gpsearch.candidate import Architecture, Training
+from gpsearch.cell import HLSTM
+
+Batch = tuple[Tensor, Tensor]
+
+
+class ToyModel(nn.Module):
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.layers = HLSTM(
+            3, architecture.hidden_size, gate_hidden=architecture.gate_hidden, batch_first=True
+        )
+        self.dropout = nn.Dropout(architecture.dropout)
+        self.output = nn.Linear(architecture.hidden_size, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.dropout(self.layers(x)[0][:, -1]))
+
+
+class ToyTask:
+    name, metric = "toy", "err"
+
+    def __init__(self, data: Path | None = None) -> None:
+        random = torch.Generator().manual_seed(1)
+        label = torch.arange(96) % 2
+        time = torch.arange(6) * (1.0 + label[:, None])
+        self.x = torch.stack([time.sin(), time.cos(), time * 0], 2)
+        self.x += 0.3 * torch.randn(self.x.shape, generator=random)
+        self.y = label
+
+    def build(self, architecture: Architecture) -> nn.Module:
+        return ToyModel(architecture)
+
+    def prunable(self, name: str) -> bool:
+        return name.startswith("layers.")
+
+    def batches(self, training: Training, epoch: int, seed: int) -> Iterator[Batch]:
+        random = torch.Generator().manual_seed(1000 * seed + epoch)
+        for rows in torch.randperm(64, generator=random).split(training.batch_size):
+            yield self.x[rows], self.y[rows]
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    @torch.inference_mode()
+    def evaluate(self, model: nn.Module, split: str = "dev") -> dict[str, float]:
+        rows = slice(64, 80) if split == "dev" else slice(80, 96)
+        wrong = model.eval()(self.x[rows]).argmax(1) != self.y[rows]
+        return {"err": float(wrong.float().mean())}
+
+    def example(self) -> tuple[Tensor, ...]:
+        return (self.x[:1],)
