@@ -14,10 +14,12 @@ import argparse
 import csv
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gpsearch.candidate import Architecture, Candidate, Training
+from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.schedule import GMP, GP, Dense, Schedule
 from gpsearch.tasks.speech import SpeechTask
 from gpsearch.train import grow_and_prune
@@ -27,13 +29,14 @@ DROPOUTS = (0.1, 0.25)
 COLUMNS = ("arm", "seed", "dropout", "epochs", "weights", "nonzeros", "cpu_minutes", "dev_wer",
            "test_wer", "test_cer")  # fmt: skip
 
-LSTM = {"hidden_size": 128, "gate_depth": 0}
-HLSTM = {"hidden_size": 128, "gate_depth": 1, "gate_width": 96}
-DIRECT = {"hidden_size": 104, "gate_depth": 1, "gate_width": 32, "gate_direct": True}
-NARROW = {"hidden_size": 32, "gate_depth": 1, "gate_width": 24, "gate_direct": False}
-NARROW_LSTM = {"hidden_size": 24, "gate_depth": 0}
+Shape = dict[str, Any]
+LSTM: Shape = {"hidden_size": 128, "gate_depth": 0}
+HLSTM: Shape = {"hidden_size": 128, "gate_depth": 1, "gate_width": 96}
+DIRECT: Shape = {"hidden_size": 104, "gate_depth": 1, "gate_width": 32, "gate_direct": True}
+NARROW: Shape = {"hidden_size": 32, "gate_depth": 1, "gate_width": 24, "gate_direct": False}
+NARROW_LSTM: Shape = {"hidden_size": 24, "gate_depth": 0}
 
-ARMS: dict[str, tuple[dict[str, object], Schedule]] = {
+ARMS: dict[str, tuple[Shape, Schedule]] = {
     "lstm-dense": (LSTM, Dense()),
     "lstm-gp": (LSTM, GP(final_density=0.1)),
     "lstm-prune-only": (LSTM, GMP(final_density=0.1)),
@@ -50,7 +53,7 @@ ARMS: dict[str, tuple[dict[str, object], Schedule]] = {
 def train(arm: str, seed: int, dropout: float, epochs: int) -> dict[str, object]:
     """Train one arm once and return its row."""
     shape, schedule = ARMS[arm]
-    architecture = Architecture(**shape, dropout=dropout)  # type: ignore[arg-type]
+    architecture = Architecture(**shape, dropout=dropout)
     candidate = Candidate(architecture, schedule, Training(epochs=epochs))
     task = SpeechTask()
     torch.manual_seed(seed)
@@ -86,16 +89,16 @@ def run(out: Path, arm: str, seed: int, dropout: float, epochs: int) -> float:
             arm, seed, dropout, epochs,
         ):  # fmt: skip
             return float(row["dev_wer"])
-    row = train(arm, seed, dropout, epochs)
+    done = train(arm, seed, dropout, epochs)
     out.parent.mkdir(parents=True, exist_ok=True)
     fresh = not out.exists()
     with out.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if fresh:
             writer.writeheader()
-        writer.writerow(row)
-    print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-    return float(str(row["dev_wer"]))
+        writer.writerow(done)
+    print("  ".join(f"{key} {value}" for key, value in done.items()), flush=True)
+    return float(str(done["dev_wer"]))
 
 
 def main() -> None:
@@ -108,6 +111,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     flags = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     for arm in flags.arm or ARMS:
         tries = {
             dropout: run(flags.out, arm, SEEDS[0], dropout, flags.epochs)

@@ -1,1 +1,56 @@
-"""gpsearch: hardware-aware search of hidden-layer LSTMs trained by grow-and-prune."""
+"""gpsearch: hardware-aware search of hidden-layer LSTMs trained by grow-and-prune.
+
+A map, in reading order:
+
+    search      the whole story of one trial, and the loop around it: start here
+    train       one grow-and-prune training, with its checkpoint and history
+    growprune   `GrowPrune`: the masks of a model while it trains
+    schedule    when connections grow or are pruned, and how many
+    grow        which dormant weights wake
+    prune       which weights sleep
+    mask        choosing an exact number of weights
+    groups      which weights compete, and which belong to one unit
+    cell        `HLSTM` and `HLSTMCell`, with the equations
+    kernels     the recurrence itself, over time and over ragged batches
+    compact     `compact`: the smallest module with equal outputs
+    flops       how many FLOPs and weights a model has
+    profiling   `measure`: a model on a device; `find_device`: a device by its name
+    candidate   one point of a search space: architecture, schedule, training
+    space       a search space: a TOML file that suggests candidates
+    tasks       what a candidate is trained to do: speech
+    objectives  what is minimised, and what must stay below a limit
+    pareto      which of many costs no other is better than
+    settings    the flags of ``gpsearch run``
+    sampling    what to try next
+    study       the results folder
+    deploy      a finished model: saved, loaded, measured again in a fresh process
+    report      tables and pictures of a results folder
+    progress    what a person sees while a search works
+    cli         the commands
+    files       writing files so that a kill leaves no halves
+    errors      `UserError`: a mistake that its message mends
+"""
+
+from importlib import metadata
+
+from gpsearch.cell import HLSTM, HLSTMCell
+from gpsearch.compact import compact
+from gpsearch.errors import UserError
+from gpsearch.growprune import GrowPrune
+from gpsearch.profiling import Quantity, Reading, measure
+from gpsearch.profiling import find as find_device
+
+__version__ = metadata.version("gpsearch")
+
+__all__ = [
+    "HLSTM",
+    "GrowPrune",
+    "HLSTMCell",
+    "Quantity",
+    "Reading",
+    "UserError",
+    "__version__",
+    "compact",
+    "find_device",
+    "measure",
+]

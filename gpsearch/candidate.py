@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from gpsearch.errors import UserError
 from gpsearch.schedule import SCHEDULES, Dense, Schedule
 
-
 T = TypeVar("T")
 
 
@@ -90,11 +89,24 @@ class Candidate:
     schedule: Schedule = field(default_factory=Dense)
     training: Training = field(default_factory=Training)
 
+    def in_short(self) -> str:
+        """Return the candidate in a few words: "H-LSTM 2x104, gates 1x32 direct, gp 10.0%"."""
+        shape = self.architecture
+        words = [f"{'H-LSTM' if shape.gate_depth else 'LSTM'} {shape.layers}x{shape.hidden_size}"]
+        if shape.gate_depth:
+            options = [name for name in ("direct", "norm") if getattr(shape, f"gate_{name}")]
+            words.append(" ".join([f"gates {shape.gate_depth}x{shape.gate_width}", *options]))
+        name = self.schedule.name
+        if name != "dense":
+            units = " units" if self.schedule.structure == "row_column" else ""
+            name += f" {self.schedule.final_density:.1%}{units}"
+        return ", ".join([*words, name])
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return the three tables of the TOML form."""
         return {
             "architecture": dataclasses.asdict(self.architecture),
-            "schedule": {"name": self.schedule.name, **dataclasses.asdict(self.schedule)},
+            "schedule": {"name": self.schedule.name, **_fields(self.schedule)},
             "training": dataclasses.asdict(self.training),
         }
 
@@ -141,7 +153,7 @@ class Candidate:
         return cls.from_dict(tables, str(path))
 
 
-def record(kind: type[T], rows: dict[str, Any], where: str) -> T:
+def record(kind: type[T], rows: Any, where: str) -> T:
     """Build the dataclass ``kind`` from ``rows``, checking every key and type.
 
     Raises:
@@ -167,6 +179,10 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     if hint in (int, float, bool, str) and type(value) is not hint:
         raise UserError(f"{where} = {value!r} should be of type {hint.__name__}")
     return value
+
+
+def _fields(schedule: Any) -> dict[str, Any]:
+    return dataclasses.asdict(schedule)
 
 
 def _refuse_unknown(rows: Any, known: Any, where: str) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from gpsearch.errors import UserError
-from gpsearch.kernels.recurrence import ACTIVATIONS, Affine, Dense, Gates, Norm, recurrence
+from gpsearch.kernels.gates import Dense, Gates, Norm
+from gpsearch.kernels.recurrence import ACTIVATIONS, recurrence
 from gpsearch.kernels.sequence import Padded
 
 State = tuple[Tensor, Tensor]
@@ -124,61 +125,57 @@ class _Gated(nn.Module):
         relus = {"relu": 2.0, "gelu": 2.0, "leaky_relu": 2 / (1 + 0.01**2)}
         return math.sqrt(3 * relus.get(self.activation, (5 / 3) ** 2))
 
-    def _gates(self, suffixes: Sequence[str], batch: int) -> Gates:
-        """Stack the weights of the cells with these suffixes; draw the dropout masks."""
+    def _gates(self, suffix: str, batch: int) -> Gates:
+        """Put together the weights of the cell with this suffix; draw its dropout masks."""
         depth = range(1, len(self.gate_hidden) + 1)
-        flat_bias = self._stacked("bias_ih", suffixes), self._stacked("bias_hh", suffixes)
+        by_gate = self._by_gate
         return Gates(
-            Affine(
-                self._stacked("weight_ih", suffixes),
-                self._stacked("weight_hh", suffixes),
-                flat_bias[0] + flat_bias[1] if self.bias else None,
-            )
-            if self.gate_direct
-            else None,
-            Affine(
-                self._stacked("weight_gate_ih", suffixes),
-                self._stacked("weight_gate_hh", suffixes),
-                self._stacked("bias_gate", suffixes),
-            ),
+            self._joined("weight_gate_ih", "weight_ih", suffix),
+            self._joined("weight_gate_hh", "weight_hh", suffix),
+            self._first_bias(suffix),
             tuple(
-                Dense(
-                    self._stacked(f"weight_gate{j}", suffixes, 4),
-                    self._stacked(f"bias_gate{j}", suffixes, 4),
-                )
+                Dense(by_gate(f"weight_gate{j}{suffix}"), by_gate(f"bias_gate{j}{suffix}"))
                 for j in depth
             ),
             tuple(
-                Norm(
-                    self._stacked(f"norm_weight_gate{j}", suffixes, 4),
-                    self._stacked(f"norm_bias_gate{j}", suffixes, 4),
-                )
+                Norm(by_gate(f"norm_weight_gate{j}{suffix}"), by_gate(f"norm_bias_gate{j}{suffix}"))
                 for j in depth
                 if self.gate_norm
             ),
-            self._masks(batch, len(suffixes)),
+            self._masks(batch),
             self.activation,
         )
 
-    def _stacked(self, name: str, suffixes: Sequence[str], split: int | None = None) -> Any:
-        """Stack one parameter over the directions, split into gates; None where it is absent."""
-        if name + suffixes[0] not in self._parameters:
+    def _joined(self, hidden: str, flat: str, suffix: str) -> Tensor:
+        """Put the direct path's rows below those of the hidden one."""
+        rows: Tensor = getattr(self, hidden + suffix)
+        return torch.cat([rows, getattr(self, flat + suffix)]) if self.gate_direct else rows
+
+    def _first_bias(self, suffix: str) -> Tensor | None:
+        if not self.bias:
             return None
-        found = [getattr(self, name + suffix) for suffix in suffixes]
-        stack = torch.stack(found) if len(found) > 1 else found[0].unsqueeze(0)
-        return stack if split is None else stack.view(len(found), split, -1, *stack.shape[2:])
+        hidden: Tensor = getattr(self, "bias_gate" + suffix)
+        if not self.gate_direct:
+            return hidden
+        flat = getattr(self, "bias_ih" + suffix) + getattr(self, "bias_hh" + suffix)
+        return torch.cat([hidden, flat])
 
-    def _flat_weights(self, suffix: str) -> list[Tensor]:
-        return [getattr(self, spec.name + suffix) for spec in self._specs(1)]
+    def _by_gate(self, name: str) -> Any:
+        """Split a parameter's rows into the four gates; None where it is absent."""
+        parameter = self._parameters.get(name)
+        return None if parameter is None else parameter.view(4, -1, *parameter.shape[1:])
 
-    def _masks(self, batch: int, directions: int) -> tuple[Tensor, ...]:
+    def _masks(self, batch: int) -> tuple[Tensor, ...]:
         if not (self.training and self.gate_dropout):
             return ()
         like = next(self.parameters())
         return tuple(
-            F.dropout(like.new_ones(batch, directions, 4, width), self.gate_dropout)
+            F.dropout(like.new_ones(4, batch, width), self.gate_dropout)
             for width in self.gate_hidden
         )
+
+    def _flat_weights(self, suffix: str) -> list[Tensor]:
+        return [getattr(self, spec.name + suffix) for spec in self._specs(1)]
 
     _OPTIONS: dict[str, Any] = {  # noqa: RUF012 - read only
         "bias": True,
@@ -246,9 +243,8 @@ class HLSTMCell(_Gated):
 
     def _step(self, x: Tensor, h: Tensor, c: Tensor) -> State:
         if self.gate_hidden:
-            gates = self._gates([""], len(x))
-            hs, cs = recurrence(x[None, None], h[None], c[None], gates)
-            return hs[0, :, 0], cs[0, :, 0]
+            hs, cs = recurrence([x[None]], h[None], c[None], [self._gates("", len(x))])
+            return hs[0, 0], cs[0, 0]
         following: State = torch.lstm_cell(x, [h, c], *self._flat_weights(""))
         return following
 
@@ -401,21 +397,23 @@ class HLSTM(_Gated):
         return x, (torch.cat(h_n), torch.cat(c_n))
 
     def _hidden_layer(
-        self, layer: int, padded: Padded, xs: Tensor, h0: Tensor, c0: Tensor
+        self, layer: int, padded: Padded, xs: Sequence[Tensor], h0: Tensor, c0: Tensor
     ) -> State:
         """Return one layer's outputs at all steps, and its last c."""
-        gates = self._gates(self._suffixes(layer), xs.shape[2])
+        gates = [self._gates(suffix, h0.shape[1]) for suffix in self._suffixes(layer)]
         hs, cs = recurrence(xs, h0, c0, gates)
         return hs, padded.last(cs)
 
-    def _flat_layer(self, layer: int, padded: Padded, xs: Tensor, h0: Tensor, c0: Tensor) -> State:
+    def _flat_layer(
+        self, layer: int, padded: Padded, xs: Sequence[Tensor], h0: Tensor, c0: Tensor
+    ) -> State:
         """Do the same by torch's fused LSTM, a direction at a time.
 
         It gives c at the last step of the padding only, so the padding has to keep c: an added
         input, 1 there, shuts the input gates and opens the forget gates all the way.
         """
         assert padded.padding is not None
-        frozen = padded.padding.to(xs.dtype)
+        frozen = padded.padding.to(h0.dtype)
         hs, cs = [], []
         for d, suffix in enumerate(self._suffixes(layer)):
             w_ih, *rest = self._flat_weights(suffix)
@@ -426,7 +424,7 @@ class HLSTM(_Gated):
             out, _, c = torch.lstm(x, state, weights, self.bias, 1, 0.0, False, False, False)
             hs.append(out)
             cs.append(c)
-        return torch.stack(hs, 2), torch.cat(cs)
+        return torch.stack(hs), torch.cat(cs)
 
     def _run_lstm(self, x: Tensor, hx: State) -> tuple[Tensor, State]:
         """Run unpadded sequences through torch's fused LSTM, all layers at once."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,20 +27,44 @@ Flag = Annotated
 
 @app.command()
 def run(
-    out: Annotated[Path | None, typer.Option(help="Results folder; results/TASK-SPACE-DEVICE if not given.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with any of these flags; flags win.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Results folder; results/TASK-SPACE-DEVICE if not given.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with any of these flags; flags win.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="What to learn (gpsearch tasks).")] = None,
-    space: Annotated[str | None, typer.Option(help="Search space: a name (gpsearch spaces) or a .toml file.")] = None,
-    device: Annotated[str | None, typer.Option(help="Target device: a name (gpsearch devices) or module:Class.")] = None,
-    budget: Annotated[int | None, typer.Option(help="Finished trials in the folder in all, baselines and resumed ones included.")] = None,
-    objectives: Annotated[str | None, typer.Option(help="error and costs to minimise: error,latency,energy,flops,params,memory.")] = None,
-    constraint: Annotated[list[str] | None, typer.Option(help='Upper limit such as "latency_ms<=5"; repeatable.')] = None,
+    space: Annotated[
+        str | None, typer.Option(help="Search space: a name (gpsearch spaces) or a .toml file.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Target device: a name (gpsearch devices) or module:Class.")
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            help="Finished trials in the folder in all, baselines and resumed ones included."
+        ),
+    ] = None,
+    objectives: Annotated[
+        str | None,
+        typer.Option(help="error and costs to minimise: error,latency,energy,flops,params,memory."),
+    ] = None,
+    constraint: Annotated[
+        list[str] | None, typer.Option(help='Upper limit such as "latency_ms<=5"; repeatable.')
+    ] = None,
     data: Annotated[str | None, typer.Option(help="The task's data, if not the package's.")] = None,
-    timeout: Annotated[str | None, typer.Option(help="Stop after this long (90m, 2h); resumable.")] = None,
+    timeout: Annotated[
+        str | None, typer.Option(help="Stop after this long (90m, 2h); resumable.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of proposals, weights and data order.")] = None,
     sampler: Annotated[str | None, typer.Option(help="tpe, nsga2 or random.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of every training, if not the space's.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads that train; all cores if not given.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of every training, if not the space's.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads that train; 1 if not given, fastest at this size.")
+    ] = None,
 ) -> None:
     """Start a search."""
     from gpsearch.settings import Settings
@@ -94,8 +117,12 @@ def front(
 def train(
     candidate: Annotated[Path, typer.Argument(help="A candidate's TOML file.")],
     task: Annotated[str, typer.Option(help="What to learn.")] = "speech",
-    data: Annotated[Path | None, typer.Option(help="The task's data, if not the package's.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for checkpoint, history and model.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The task's data, if not the package's.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoint, history and model.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights and data order.")] = 0,
 ) -> None:
     """Train one candidate by its schedule, outside a study."""
@@ -105,12 +132,14 @@ def train(
     from gpsearch.candidate import Candidate
     from gpsearch.compact import compact
     from gpsearch.deploy import save_model
-    from gpsearch.progress import print_epoch
+    from gpsearch.kernels.memory import keep_freed_memory
+    from gpsearch.progress import epoch_line
     from gpsearch.train import grow_and_prune
 
     chosen = Candidate.read(candidate)
     learned = tasks.find(task, data)
     folder = out or RESULTS / candidate.stem
+    keep_freed_memory()
     torch.manual_seed(seed)
     model = grow_and_prune(
         learned.build(chosen.architecture),
@@ -119,7 +148,7 @@ def train(
         chosen.training,
         folder=folder,
         seed=seed,
-        listener=lambda epoch: print_epoch(epoch, chosen.training.epochs),
+        listener=lambda epoch: typer.echo(epoch_line(epoch, chosen.training.epochs)),
     )
     deployed = compact(model)
     save_model(deployed, folder / "model.pt")
@@ -131,30 +160,34 @@ def train(
 
 @app.command()
 def profile(
-    model: Annotated[Path, typer.Argument(help="A folder with model.pt, or a candidate's TOML file.")],
+    model: Annotated[
+        Path, typer.Argument(help="A folder with model.pt, or a candidate's TOML file.")
+    ],
     device: Device = "cpu",
     task: Annotated[str, typer.Option(help="Gives the example to run.")] = "speech",
-    data: Annotated[Path | None, typer.Option(help="The task's data, if not the package's.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The task's data, if not the package's.")
+    ] = None,
     energy: Annotated[bool, typer.Option(help="Measure joules per inference too.")] = True,
 ) -> None:
     """Measure a model: latency, energy, FLOPs, weights."""
     from gpsearch import profiling, tasks
     from gpsearch.deploy import load_model, read_costs, untrained
-    from gpsearch.progress import reading_table
+    from gpsearch.progress import reading_lines
 
     learned = tasks.find(task, data)
     is_candidate = model.suffix == ".toml"
     network = untrained(model, learned) if is_candidate else load_model(model / "model.pt")
     reading = read_costs(profiling.find(device), network, learned, energy=energy)
-    typer.echo(reading_table(reading), nl=False)
+    typer.echo(reading_lines(reading), nl=False)
 
 
 @app.command()
 def devices() -> None:
     """List the installed devices, what each can measure, and why not."""
-    from gpsearch.progress import devices_table
+    from gpsearch.progress import devices_text
 
-    typer.echo(devices_table(), nl=False)
+    typer.echo(devices_text(), nl=False)
 
 
 @app.command()

@@ -14,8 +14,11 @@ import torch
 from torch import nn
 
 from gpsearch import flops, profiling, tasks
+from gpsearch.candidate import Candidate
+from gpsearch.compact import compact
 from gpsearch.errors import UserError
 from gpsearch.files import write_atomically
+from gpsearch.growprune import sketch
 from gpsearch.profiling import DeviceProfiler, Reading, measure
 from gpsearch.space import Space
 from gpsearch.study import Row, Study
@@ -65,6 +68,19 @@ def reference_model(space: Space, task: Task) -> nn.Module:
 def reference_name(space: Space) -> str:
     """Return the name of the space's first baseline."""
     return next(iter(space.baselines()))
+
+
+def untrained(candidate: Path, task: Task) -> nn.Module:
+    """Return what a candidate file's model will look like: pruned to its final density, compact.
+
+    Raises:
+        UserError: The file is no candidate.
+    """
+    chosen = Candidate.read(candidate)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = task.build(chosen.architecture)
+    return compact(sketch(model, chosen.schedule, task.prunable))
 
 
 def save_model(model: nn.Module, path: Path) -> None:

@@ -183,7 +183,9 @@ class GrowPrune:
         elif self.schedule.seed_density < 1:
             for pieces in self._groups:
                 counts = shares([b - a for _, a, b in pieces], self.schedule.seed_density)
-                seeds = [self._connected(*piece, n) for piece, n in zip(pieces, counts, strict=True)]
+                seeds = [
+                    self._connected(*piece, n) for piece, n in zip(pieces, counts, strict=True)
+                ]
                 self._scatter(pieces, torch.cat(seeds))
         return self.masks
 
@@ -303,7 +305,7 @@ class GrowPrune:
         alive = torch.cat(self._alive)
         settled = ~alive if awake_only else alive
         flat = flat.masked_fill(settled, -torch.inf if awake_only else torch.inf)
-        best = torch.cat([s == s.max() for s in flat.split([u.count for u in self._units])])
+        best = torch.cat([s == s.max() for s in self._by_family(flat)])
         order = flat.masked_fill(best, torch.inf).sort(descending=True, stable=True).indices
         low, high = 0, len(order) if not awake_only else int((alive | best).sum())
         while low < high:
@@ -313,11 +315,15 @@ class GrowPrune:
         least = int(best.sum()) if awake_only else int((alive | best).sum())
         self._wake_units(order[: max(low, least)])
 
+    def _by_family(self, flat: Tensor) -> list[Tensor]:
+        """Split what has one value a unit into families."""
+        return list(torch.split_with_sizes(flat, [units.count for units in self._units]))
+
     def _wake_units(self, chosen: Tensor) -> None:
         """Mask everything but the ``chosen`` units, numbered over all families."""
         flags = torch.zeros(sum(units.count for units in self._units), dtype=torch.bool)
         flags[chosen] = True
-        self._alive = list(flags.split([units.count for units in self._units]))
+        self._alive = self._by_family(flags)
         for mask in self.masks.values():
             mask.fill_(True)
         for units, alive in zip(self._units, self._alive, strict=True):
@@ -361,7 +367,9 @@ class GrowPrune:
 
     def _install_hooks(self) -> list[Any]:
         hooks: list[Any] = [
-            self.model.get_parameter(name).register_post_accumulate_grad_hook(self._mask_grad(name))
+            self.model.get_parameter(name).register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                self._mask_grad(name)
+            )
             for name in self.masks
         ]
         if self.optimizer is not None:

@@ -38,7 +38,7 @@ class Objective:
 OBJECTIVES = {
     objective.name: objective
     for objective in (
-        Objective("error", "error", "error", "%", 100, "measured"),
+        Objective("error", "error", "error", "%", 100.0, "measured"),
         Objective("latency", "latency_s", "latency of one inference", "ms", 1e3, "measured"),
         Objective("energy", "energy_j", "energy of one inference", "mJ", 1e3, "measured"),
         Objective("flops", "flops_effective", "FLOPs of one inference", "MFLOP", 1e-6, "analytic"),

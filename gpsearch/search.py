@@ -21,10 +21,18 @@ from torch import nn
 from gpsearch import profiling, tasks
 from gpsearch.candidate import Candidate
 from gpsearch.compact import compact
-from gpsearch.deploy import columns, read_costs, reference_model, reference_name, remeasure, save_model
+from gpsearch.deploy import (
+    columns,
+    read_costs,
+    reference_model,
+    reference_name,
+    remeasure,
+    save_model,
+)
 from gpsearch.errors import UserError
 from gpsearch.files import write_text
 from gpsearch.growprune import sketch
+from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.objectives import front
 from gpsearch.profiling import Reading
 from gpsearch.sampling import Proposal, SpaceExhausted, propose
@@ -89,8 +97,8 @@ class Search:
         self.deadline = time.monotonic() + self.settings.timeout_s
         self.reference = reference_model(self.space, self.task)
         study.save_facts(self.facts)
-        if self.settings.threads:
-            torch.set_num_threads(self.settings.threads)
+        torch.set_num_threads(self.settings.threads)
+        keep_freed_memory()
 
     def try_candidate(self, number: int, candidate: Candidate) -> tuple[dict[str, float], Reading]:
         """Train, compact and measure one candidate: this is what gpsearch does.
@@ -134,6 +142,7 @@ class Search:
             StudyFailed: The first trials all fail.
             TimeUp: The time limit is over.
         """
+        self.study.sweep(self.front())  # a kill may have left a finished trial's checkpoint
         while len(finished := self.study.finished()) < self.settings.budget:
             number = len(finished)
             try:
@@ -263,4 +272,3 @@ class Search:
             row = remeasure(self.study.folder, number)
             self.study.save_final(number, row)
             self.listener.final_ends(number, row)
-

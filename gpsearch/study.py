@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpsearch.candidate import Candidate
 from gpsearch.errors import UserError
 from gpsearch.files import write_text
 from gpsearch.objectives import Constraint, Objective
@@ -148,6 +148,10 @@ class Study:
         write_text(folder / "candidate.toml", proposal.candidate.to_toml())
         write_text(folder / "proposal.json", json.dumps(proposal.params, indent=2) + "\n")
 
+    def candidate(self, number: int) -> Candidate:
+        """Return a trial's candidate."""
+        return Candidate.read(self.trial_folder(number) / "candidate.toml")
+
     def saved_proposal(self, number: int) -> dict[str, Any] | None:
         """Return the parameters of the trial in hand, if it had begun."""
         path = self.trial_folder(number) / "proposal.json"
@@ -196,23 +200,18 @@ class Study:
             if number not in keep:
                 (folder / "model.pt").unlink(missing_ok=True)
 
-    def extend(self, budget: int | None) -> None:
-        """Raise the budget of a study that goes on.
+    def extend(self, budget: int | None, timeout: str | None = None) -> None:
+        """Give a study that goes on another budget or time limit (none, unless given again).
 
         Raises:
             UserError: The new budget is below what is finished already.
         """
-        if budget is None or budget == self.settings.budget:
-            return
         done = len(self.finished())
-        if budget < done:
+        if budget is not None and budget < done:
             raise UserError(f"--budget {budget}: {done} trials are finished already")
-        self.settings = Settings.of({**vars(self.settings), "budget": budget})
+        changes = {"budget": budget or self.settings.budget, "timeout": timeout or ""}
+        self.settings = Settings.of({**vars(self.settings), **changes})
         write_text(self.folder / "config.toml", self.settings.to_toml())
-
-    def free_bytes(self) -> int:
-        """Return the free space where the folder is."""
-        return shutil.disk_usage(self.folder).free
 
 
 def _environment() -> dict[str, Any]:

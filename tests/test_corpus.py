@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpsearch.errors import UserError
-from gpsearch.tasks import audio, corpus, features
+from gpsearch.tasks import Split, audio, corpus, features
 from gpsearch.tasks.corpus import Corpus
-from gpsearch.tasks.layouts import Split
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "gpsearch" / "tasks" / "data"

@@ -34,7 +34,7 @@ def test_growth_wakes_exactly_count_and_never_touches_an_awake_weight(awake, dat
 
 
 def test_the_gradient_of_dormant_weights_is_that_of_the_masked_network():
-    # loss = (w . x - 1)^2 with w = (2, 0): the gradient is 2 (w . x - 1) x, dormant weight included.
+    # loss = (w . x - 1)^2 with w = (2, 0): the gradient is 2 (w . x - 1) x, dormant or not.
     w = torch.nn.Parameter(torch.tensor([2.0, 0.0]))
     inputs = [torch.tensor([1.0, 3.0]), torch.tensor([2.0, -1.0])]
     losses = ((w @ x - 1) ** 2 for x in inputs)

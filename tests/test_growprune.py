@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -42,7 +45,7 @@ def dormant_weights(model, masks):
     return torch.cat([model.get_parameter(n)[~m].flatten() for n, m in masks.masks.items()])
 
 
-MODELS = {
+MODELS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(6, 12),
     "conv": lambda: nn.Conv1d(4, 8, 3),
     "embedding": lambda: nn.Embedding(20, 6),
@@ -63,16 +66,16 @@ def test_counts_are_exact_for_any_module_and_scope(kind, scope):
     # The last step of the window reaches 0.3; every group rounds once.
     groups = {"matrix": 4 * len(masks.masks), "gates": len(masks.masks), "layer": 4, "global": 1}
     assert abs(masks.nonzeros - 0.3 * size) <= 0.5 * groups[scope]
-    assert masks.nonzeros == sum(
-        int(p.count_nonzero()) for p in model.parameters() if p.dim() > 1
-    )
+    assert masks.nonzeros == sum(int(p.count_nonzero()) for p in model.parameters() if p.dim() > 1)
 
 
 def test_the_scope_decides_what_competes():
     # Gate 0 of this tiny LSTM has only large weights, gate 3 only small ones.
     lstm = nn.LSTM(2, 1, bias=False)
     with torch.no_grad():
-        lstm.weight_ih_l0.copy_(torch.tensor([[8.0, 7.0], [6.0, 5.0], [4.0, 3.0], [2.0, 1.0]]))
+        lstm.get_parameter("weight_ih_l0").copy_(
+            torch.tensor([[8.0, 7.0], [6.0, 5.0], [4.0, 3.0], [2.0, 1.0]])
+        )
 
     def kept(scope):
         lstm_copy = nn.LSTM(2, 1, bias=False)
@@ -100,8 +103,9 @@ def test_the_seed_is_sparse_and_every_neuron_is_connected():
 def test_growth_wakes_the_weights_with_the_largest_mean_gradient_at_zero():
     model = a_model()
     optimizer = torch.optim.Adam(model.parameters())
-    schedule = GP(seed_density=0.3, peak_density=0.5, final_density=0.2, grow_start=0.0, grow_end=0.0,
-                  prune_start=0.5)  # fmt: skip
+    schedule = GP(
+        seed_density=0.3, peak_density=0.5, final_density=0.2, grow_start=0.0, grow_end=0.0
+    )
     masks = GrowPrune(model, optimizer, schedule, 10)
     before = awake(masks)
     batches = losses(model)
@@ -119,7 +123,9 @@ def test_growth_wakes_the_weights_with_the_largest_mean_gradient_at_zero():
 def test_grown_weights_can_start_one_gradient_step_away():
     model = a_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    schedule = GP(seed_density=0.3, final_density=0.2, grow_start=0.0, grow_end=0.0, grown_init="step")
+    schedule = GP(
+        seed_density=0.3, final_density=0.2, grow_start=0.0, grow_end=0.0, grown_init="step"
+    )
     masks = GrowPrune(model, optimizer, schedule, 10)
     before = awake(masks)
     slope = torch.autograd.grad(sum(losses(model)()) / 3, model[0].weight)[0]
@@ -131,7 +137,7 @@ def test_grown_weights_can_start_one_gradient_step_away():
     torch.testing.assert_close(model[0].weight[woken].detach(), -0.5 * slope[woken])
 
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
     "adamw": lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.1),
     "adamw fused": lambda p: torch.optim.AdamW(p, 0.1, fused=True),

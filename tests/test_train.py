@@ -31,7 +31,9 @@ def train(folder=None, *, schedule=None, training=TRAINING, task=None, seed=0, l
 
 
 def equal_weights(a, b):
-    return all(x.equal(y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        x.equal(y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def test_gp_learns_the_task_at_its_final_density():
@@ -135,7 +137,9 @@ class BrokenTask(ToyTask):
 
     def loss(self, model, batch):
         self.calls += 1
-        return self.fault(super().loss(model, batch)) if self.calls > 6 else super().loss(model, batch)
+        return (
+            self.fault(super().loss(model, batch)) if self.calls > 6 else super().loss(model, batch)
+        )
 
 
 def out_of_memory(loss):
@@ -145,7 +149,10 @@ def out_of_memory(loss):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (lambda loss: loss * torch.nan, r"the loss is nan in epoch 1, step 2: lower .*learning_rate"),
+        (
+            lambda loss: loss * torch.nan,
+            r"the loss is nan in epoch 1, step 2: lower .*learning_rate",
+        ),
         (lambda loss: loss * 1e6, r"the loss is .*e\+0. in epoch 1"),
         (out_of_memory, r"out of memory in epoch 1, step 2: lower training.batch_size"),
     ],
@@ -156,7 +163,7 @@ def test_what_cannot_go_on_says_why_and_the_mend(fault, message):
 
 
 def test_the_best_weights_are_those_of_the_final_density(tmp_path):
-    # Errors as they might be: lowest while dense, then higher; the dense weights must not come back.
+    # Lowest while dense, then higher: the dense weights must not come back.
     class Scripted(ToyTask):
         errors = iter([0.1, 0.0, 0.3, 0.3, 0.2, 0.4, 0.2, 0.3])
 

@@ -24,7 +24,8 @@ class ToyModel(nn.Module):
         self.output = nn.Linear(architecture.hidden_size, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.dropout(self.layers(x)[0][:, -1]))
+        scores: Tensor = self.output(self.dropout(self.layers(x)[0][:, -1]))
+        return scores
 
 
 class ToyTask:

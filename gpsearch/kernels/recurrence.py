@@ -6,13 +6,15 @@ padding lies at the tail of each and never reaches a state that counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from gpsearch.kernels.fused import fused
+from gpsearch.kernels.gates import Gates
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -22,106 +24,75 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Affine(NamedTuple):
-    """An affine map of input and state onto the four gates (i, f, g, o)."""
-
-    ih: Float[Tensor, "dir out in"]
-    hh: Float[Tensor, "dir out state"]
-    bias: Float[Tensor, "dir out"] | None
-
-
-class Dense(NamedTuple):
-    """An affine map inside each gate, from a hidden layer to the next one or to the gate."""
-
-    weight: Float[Tensor, "dir 4 out in"]
-    bias: Float[Tensor, "dir 4 out"] | None
-
-
-class Norm(NamedTuple):
-    """A layer norm over each gate's units."""
-
-    weight: Float[Tensor, "dir 4 width"]
-    bias: Float[Tensor, "dir 4 width"] | None
-
-
-class Gates(NamedTuple):
-    """The weights of one layer's gates, its directions stacked; masks are None without dropout.
-
-    ``flat`` is the path without hidden layers; ``hidden`` is the first hidden layer and ``dense``
-    what follows it. ``masks`` holds a dropout mask for the outputs of each hidden layer.
-    """
-
-    flat: Affine | None
-    hidden: Affine
-    dense: tuple[Dense, ...]
-    norms: tuple[Norm, ...]
-    masks: tuple[Float[Tensor, "batch dir 4 width"], ...]
-    activation: str
-
-
 def recurrence(
-    xs: Float[Tensor, "dir time batch in"],
+    xs: Sequence[Float[Tensor, "time batch in"]],
     h0: Float[Tensor, "dir batch hidden"],
     c0: Float[Tensor, "dir batch hidden"],
-    gates: Gates,
-) -> tuple[Float[Tensor, "time batch dir hidden"], Float[Tensor, "time batch dir hidden"]]:
-    """Run one layer over all time steps and return its h and c at every step."""
-    return plain(xs, h0, c0, gates)
+    gates: Sequence[Gates],
+) -> tuple[Float[Tensor, "dir time batch hidden"], Float[Tensor, "dir time batch hidden"]]:
+    """Run one layer over all time steps and return its h and c at every step.
+
+    It goes the fused way where that applies. Tracing and compiling need plain operations, and so
+    do gate norms; on a GPU the fused way is untested.
+    """
+    traced = torch._C._is_tracing() or torch.compiler.is_compiling()
+    on_cpu = h0.device.type == "cpu"
+    run = fused if on_cpu and not gates[0].norms and not traced else plain
+    return run(xs, h0, c0, gates)
 
 
 def plain(
-    xs: Float[Tensor, "dir time batch in"],
+    xs: Sequence[Float[Tensor, "time batch in"]],
     h0: Float[Tensor, "dir batch hidden"],
     c0: Float[Tensor, "dir batch hidden"],
-    gates: Gates,
-) -> tuple[Float[Tensor, "time batch dir hidden"], Float[Tensor, "time batch dir hidden"]]:
-    """Run the recurrence written out for autograd: the oracle, and the way for gate norms."""
-    hidden_in = _input_product(xs, gates.hidden)
-    flat_in = None if gates.flat is None else _input_product(xs, gates.flat)
+    gates: Sequence[Gates],
+) -> tuple[Float[Tensor, "dir time batch hidden"], Float[Tensor, "dir time batch hidden"]]:
+    """Run the recurrence written out for autograd: the fused way has to equal this one."""
+    first, direct, depth = gates[0].first, gates[0].direct, len(gates[0].dense)
+    hh = torch.stack([g.hh for g in gates]).mT
+    weights = [torch.stack([g.dense[j].weight for g in gates]).mT for j in range(depth)]
+    biases = [_stacked([g.dense[j].bias for g in gates]) for j in range(depth)]
     h, c, hs, cs = h0, c0, [], []
-    for t in range(xs.shape[1]):
-        z = torch.baddbmm(hidden_in[t], h, gates.hidden.hh.mT)
-        a = _per_gate(z)
-        for j, dense in enumerate(gates.dense):
-            a = _dense(dense, _activate(gates, j, a))
-        if flat_in is not None and gates.flat is not None:
-            a = a + _per_gate(torch.baddbmm(flat_in[t], h, gates.flat.hh.mT))
+    for x in _input_products(xs, gates):
+        z = torch.baddbmm(x, h, hh)
+        a = _per_gate(z[..., :first])
+        for j in range(depth):
+            a = _activated(gates, j, a) @ weights[j] + biases[j]
+        if direct:
+            a = a + _per_gate(z[..., first:])
         i, f, g, o = a.unbind(1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
         hs.append(h)
         cs.append(c)
-    return torch.stack(hs).transpose(1, 2), torch.stack(cs).transpose(1, 2)
+    return torch.stack(hs, 1), torch.stack(cs, 1)
 
 
-def _input_product(
-    xs: Float[Tensor, "dir time batch in"], affine: Affine
-) -> tuple[Float[Tensor, "dir batch out"], ...]:
+def _stacked(biases: Sequence[Tensor | None]) -> Tensor | float:
+    """Stack per-gate vectors, to be added to rows of each gate; zero where they are absent."""
+    given = [bias for bias in biases if bias is not None]
+    return torch.stack(given).unsqueeze(2) if given else 0.0
+
+
+def _input_products(
+    xs: Sequence[Float[Tensor, "time batch in"]], gates: Sequence[Gates]
+) -> tuple[Float[Tensor, "dir batch rows"], ...]:
     """Multiply the inputs of all time steps at once, and hand out a step each."""
-    rows = xs.flatten(1, 2)
-    if affine.bias is None:
-        product = torch.bmm(rows, affine.ih.mT)
-    else:
-        product = torch.baddbmm(affine.bias.unsqueeze(1), rows, affine.ih.mT)
-    return product.view(*xs.shape[:3], -1).unbind(1)
+    products = [F.linear(x, g.ih, g.bias) for x, g in zip(xs, gates, strict=True)]
+    return torch.stack(products, 1).unbind(0)
 
 
-def _per_gate(z: Float[Tensor, "dir batch out"]) -> Float[Tensor, "dir 4 batch width"]:
-    return z.view(*z.shape[:2], 4, -1).transpose(1, 2)
+def _per_gate(z: Float[Tensor, "dir batch rows"]) -> Float[Tensor, "dir 4 batch width"]:
+    return z.reshape(*z.shape[:2], 4, -1).transpose(1, 2)
 
 
-def _dense(dense: Dense, a: Float[Tensor, "dir 4 batch in"]) -> Float[Tensor, "dir 4 batch out"]:
-    product = a @ dense.weight.mT
-    return product if dense.bias is None else product + dense.bias.unsqueeze(2)
-
-
-def _activate(
-    gates: Gates, j: int, a: Float[Tensor, "dir 4 batch width"]
+def _activated(
+    gates: Sequence[Gates], j: int, a: Float[Tensor, "dir 4 batch width"]
 ) -> Float[Tensor, "dir 4 batch width"]:
     """Apply norm, activation and dropout of hidden layer ``j``."""
-    if gates.norms:
-        norm = gates.norms[j]
-        a = F.layer_norm(a, a.shape[-1:]) * norm.weight.unsqueeze(2)
-        a = a if norm.bias is None else a + norm.bias.unsqueeze(2)
-    a = ACTIVATIONS[gates.activation](a)
-    return a * gates.masks[j].permute(1, 2, 0, 3) if gates.masks else a
+    if gates[0].norms:
+        a = F.layer_norm(a, a.shape[-1:])
+        a = a * _stacked([g.norms[j].weight for g in gates])
+        a = a + _stacked([g.norms[j].bias for g in gates])
+    a = ACTIVATIONS[gates[0].activation](a)
+    return a * torch.stack([g.masks[j] for g in gates]) if gates[0].masks else a

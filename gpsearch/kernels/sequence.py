@@ -45,28 +45,26 @@ class Padded:
         """Write zeros into the padding, whatever it holds."""
         return x if self.padding is None else x.masked_fill(self.padding, 0)
 
-    def split(self, x: Float[Tensor, "time batch width"]) -> Float[Tensor, "dir time batch width"]:
+    def split(self, x: Float[Tensor, "time batch width"]) -> list[Tensor]:
         """Return the input of each direction, in the order in which it reads."""
         if self.directions == 1:
-            return x.unsqueeze(0)
-        return torch.stack([x, _permuted(x.flatten(0, 1), self.reverse.flatten()).view_as(x)])
+            return [x]
+        return [x, _permuted(x.flatten(0, 1), self.reverse.flatten()).view_as(x)]
 
     def join(
-        self, hs: Float[Tensor, "time batch dir width"]
+        self, hs: Float[Tensor, "dir time batch width"]
     ) -> Float[Tensor, "time batch dir*width"]:
         """Put the directions side by side in the order of time, with zeros in the padding."""
-        if self.directions == 2:
-            backward = self.reverse.flatten() * 2 + 1
-            order = torch.stack([torch.arange(0, 2 * len(backward), 2).to(backward), backward], 1)
-            hs = _permuted(hs.reshape(-1, hs.shape[3]), order.flatten()).view(hs.shape)
-        return self.zeroed(hs.flatten(2))
+        if self.directions == 1:
+            return self.zeroed(hs[0])
+        backward = _permuted(hs[1].flatten(0, 1), self.reverse.flatten()).view_as(hs[1])
+        return self.zeroed(torch.cat([hs[0], backward], 2))
 
-    def last(self, hs: Float[Tensor, "time batch dir width"]) -> Float[Tensor, "dir batch width"]:
+    def last(self, hs: Float[Tensor, "dir time batch width"]) -> Float[Tensor, "dir batch width"]:
         """Return what each direction held at its last step that is no padding."""
         if self.ends is None:
-            return hs[-1].transpose(0, 1)
-        rows = torch.arange(len(self.ends), device=hs.device)
-        return hs[self.ends, rows].transpose(0, 1)
+            return hs[:, -1]
+        return hs[:, self.ends, torch.arange(len(self.ends), device=hs.device)]
 
 
 def _permuted(

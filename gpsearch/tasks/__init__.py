@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from gpsearch.candidate import Architecture, Training
 from gpsearch.errors import UserError
+
+Split = Literal["train", "dev", "test"]
+"""Training; every decision of a search; the last word on its front."""
 
 
 @runtime_checkable
@@ -33,22 +38,44 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the scalar loss of one batch."""
 
-    def evaluate(self, model: nn.Module, split: str = "dev") -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: Split = "dev") -> dict[str, float]:
         """Return the metrics on ``split`` ("dev" or "test"), `metric` among them, as fractions."""
 
     def example(self) -> tuple[Tensor, ...]:
         """Return the arguments of one inference as a user has it (batch 1), fixed for all time."""
 
 
+def installed() -> dict[str, str]:
+    """Return the installed tasks' names, each with what its class says of itself."""
+    found = {}
+    for entry in sorted(entry_points(group="gpsearch.tasks")):
+        try:
+            found[entry.name] = (entry.load().__doc__ or "").strip().partition("\n")[0]
+        except Exception as error:  # a broken plug-in must not hide the others
+            found[entry.name] = f"unusable: {type(error).__name__}: {error}"
+    return found
+
+
 def find(name: str, data: Path | None = None) -> Task:
-    """Load the task called ``name``, on its own data or on ``data``.
+    """Load a task, on its own data or on ``data``.
+
+    Args:
+        name: A name of `installed`, or ``module:Class``, importable from the current folder.
+        data: Where the user's data is; None takes the task's own.
 
     Raises:
-        UserError: No such task is installed, or its data is unusable.
+        UserError: There is no such task, it cannot be imported, or its data is unusable.
     """
-    installed = {entry.name: entry for entry in entry_points(group="gpsearch.tasks")}
-    if name not in installed:
-        known = ", ".join(sorted(installed)) or "none"
-        raise UserError(f"no task called {name!r}; installed: {known}")
-    task: Task = installed[name].load()(data)
+    entries = {entry.name: entry for entry in entry_points(group="gpsearch.tasks")}
+    module, colon, kind = name.partition(":")
+    if name not in entries and not colon:
+        known = ", ".join(sorted(entries)) or "none"
+        raise UserError(f"no task called {name!r}; installed: {known} (or give module:Class)")
+    if colon and "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = getattr(import_module(module), kind) if colon else entries[name].load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"task {name!r} cannot be imported: {error}") from error
+    task: Task = found(data)
     return task

@@ -22,11 +22,11 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from gpsearch.errors import UserError
+from gpsearch.tasks import Split, layouts, packing
 from gpsearch.tasks import cache as feature_cache
-from gpsearch.tasks import layouts, packing
 from gpsearch.tasks.audio import AudioError
 from gpsearch.tasks.features import BANDS, HOP, SAMPLE_RATE_HZ, normalise
-from gpsearch.tasks.layouts import Recording, Split
+from gpsearch.tasks.layouts import Recording
 
 DATA = resources.files("gpsearch.tasks.data")
 AN4_INDEX, AN4_LEVELS, AN4_CHECKSUMS = "an4.csv", "an4.levels", "an4.sha256"

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from gpsearch.errors import UserError
-
-Split = Literal["train", "dev", "test"]
+from gpsearch.tasks import Split
 
 LISTED = 20
 """So many problems are named; the rest is counted."""

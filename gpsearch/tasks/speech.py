@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from gpsearch.candidate import Architecture, Training
 from gpsearch.cell import HLSTM
 from gpsearch.errors import UserError
+from gpsearch.tasks import Split, features
 from gpsearch.tasks import corpus as corpora
-from gpsearch.tasks import features
 from gpsearch.tasks.ctc import greedy
 
 BATCH_SIZE_EVAL = 32
@@ -121,6 +121,11 @@ class SpeechModel(nn.Module):
                 x = forward + backward
         return self.output(self.dropout(self.last_norm(x))).log_softmax(-1), lengths
 
+    def compaction_chain(self) -> list[str]:
+        """Name what the recurrent layers' units pass through (see `gpsearch.compact.Chained`)."""
+        between = [f"{kind}.{i}" for i in range(len(self.layers)) for kind in ("norms", "layers")]
+        return [*between, "last_norm", "output"]
+
 
 class SequenceBatchNorm(nn.BatchNorm1d):
     """Batch norm over batch and time together, as between DeepSpeech2's layers."""
@@ -131,7 +136,12 @@ class SequenceBatchNorm(nn.BatchNorm1d):
 
 
 def _norm(kind: str, size: int) -> nn.Module:
-    return {"layer": nn.LayerNorm, "batch": SequenceBatchNorm, "none": nn.Identity}[kind](size)
+    kinds: dict[str, type[nn.Module]] = {
+        "layer": nn.LayerNorm,
+        "batch": SequenceBatchNorm,
+        "none": nn.Identity,
+    }
+    return kinds[kind](size)
 
 
 class SpeechTask:
@@ -163,7 +173,8 @@ class SpeechTask:
         utterances = self.corpus.split("train")
         lengths = torch.tensor([float(len(u.levels)) for u in utterances])
         order = (lengths * (1 + 0.1 * torch.rand(len(lengths), generator=random))).argsort()
-        groups = order.split(training.batch_size)
+        size = training.batch_size
+        groups = [order[start : start + size] for start in range(0, len(order), size)]
         for index in torch.randperm(len(groups), generator=random).tolist():
             yield self._batch(
                 [utterances[i] for i in groups[index].tolist()],
@@ -203,7 +214,7 @@ class SpeechTask:
             reduction="sum", zero_infinity=True,
         ) / len(batch.lengths)  # fmt: skip
 
-    def evaluate(self, model: nn.Module, split: str = "dev") -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: Split = "dev") -> dict[str, float]:
         """Return word and character error rates (fractions) of greedy decoding."""
         import jiwer
 
@@ -215,7 +226,7 @@ class SpeechTask:
 
     @torch.inference_mode()
     def transcribe(
-        self, model: nn.Module, split: str = "dev"
+        self, model: nn.Module, split: Split = "dev"
     ) -> tuple[list[corpora.Utterance], list[str]]:
         """Return a split's utterances, shortest first, and what the model hears in them."""
         model.eval()
@@ -255,7 +266,9 @@ def _uniform_alignment_loss(
 ) -> Tensor:
     """Cross-entropy against each text spread evenly over its utterance's steps."""
     total = scores.new_zeros(())
-    for row, text in enumerate(batch.targets.split(batch.target_lengths.tolist())):
+    for row, text in enumerate(
+        torch.split_with_sizes(batch.targets, batch.target_lengths.tolist())
+    ):
         count = int(steps[row])
         spread = text[torch.arange(count) * len(text) // count].to(scores.device)
         total = total + F.nll_loss(scores[row, :count], spread, reduction="sum")

@@ -1,0 +1,367 @@
+"""The recurrence as one autograd node with a hand-written backward, in pure torch.
+
+Against autograd's own way through the written-out loop: buffers are allocated once, a step works
+in place while its data is in cache, and all gradients of weights and inputs are large products
+after the loop. At small sizes a step costs what the number of its operations costs; hence
+
+- the rows of hidden and direct path are one product, and the gates of all directions one batch;
+- what a gate's derivative needs is prepared for many steps at once: a step only multiplies;
+- tanh(x) is 2 sigmoid(2x) - 1, many times faster in torch on a CPU. The factor inside sits in the
+  rows of g and in a doubled cell state; `lerp(-1, 1, s)` is 2s - 1 in one operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.amp import custom_bwd, custom_fwd
+from torch.autograd.function import once_differentiable
+
+from gpsearch.kernels.gates import Dense, Gates
+from gpsearch.kernels.products import linear
+
+_aten = torch.ops.aten
+
+_CACHED = 2**16
+"""Numbers prepared at a time in the backward loop, to be still in cache when a step reads them."""
+
+_ACTIVATE: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "relu": lambda pre, out: torch.clamp_min(pre, 0, out=out),
+    "leaky_relu": lambda pre, out: _aten.leaky_relu.out(pre, out=out),
+    "tanh": lambda pre, out: torch.tanh(pre, out=out),
+    "gelu": lambda pre, out: out.copy_(F.gelu(pre)),  # gelu's own out= errs on strided views
+}
+
+_SLOPE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relu": lambda one, pre: _aten.threshold_backward(one, pre, 0),
+    "leaky_relu": lambda one, pre: _aten.leaky_relu_backward(one, pre, 0.01, False),
+    "tanh": lambda one, pre: _aten.tanh_backward(one, torch.tanh(pre)),
+    "gelu": lambda one, pre: _aten.gelu_backward(one, pre),
+}
+
+
+def fused(
+    xs: Sequence[Float[Tensor, "time batch in"]],
+    h0: Float[Tensor, "dir batch hidden"],
+    c0: Float[Tensor, "dir batch hidden"],
+    gates: Sequence[Gates],
+) -> tuple[Float[Tensor, "dir time batch hidden"], Float[Tensor, "dir time batch hidden"]]:
+    """Run one layer without gate norms over all time steps; differentiable once."""
+    fixed = gates[0].activation, tuple(g.masks for g in gates)
+    weights = [w for g in gates for w in (g.ih, g.hh, g.bias, *(p for d in g.dense for p in d))]
+    hs, cs = _Fused.apply(*fixed, h0, c0, *xs, *weights)  # type: ignore[no-untyped-call]
+    return hs, cs
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
+    def forward(
+        ctx: Any, activation: str, masks: tuple[tuple[Tensor, ...], ...], *leaves: Any
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        dirs = len(masks)
+        (h0, c0), xs, weights = leaves[:2], leaves[2 : 2 + dirs], leaves[2 + dirs :]
+        loop = _Forward(xs, h0, c0, _gates(activation, masks, weights))
+        trace = loop.run()
+        ctx.fixed, ctx.counts = (activation, masks), (dirs, len(weights), len(trace.post))
+        ctx.save_for_backward(*xs, *weights, *trace.tensors())
+        return trace.h[:, 1:], trace.c[1:].transpose(0, 1)
+
+    @staticmethod
+    @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        dirs, count, depth = ctx.counts
+        xs, saved = ctx.saved_tensors[:dirs], ctx.saved_tensors[dirs:]
+        activation, masks = ctx.fixed
+        trace = _Trace.of(saved[count:], dirs, depth)
+        loop = _Backward(_gates(activation, masks, saved[:count]), trace, *grads)
+        d_h0, d_c0 = loop.run()
+        d_weights = [d for k, x in enumerate(xs) for d in loop.weight_gradients(k, x)]
+        d_xs = [
+            loop.input_gradient(k) if ctx.needs_input_grad[4 + k] else None for k in range(dirs)
+        ]
+        return None, None, d_h0, d_c0, *d_xs, *d_weights
+
+
+def _gates(
+    activation: str, masks: tuple[tuple[Tensor, ...], ...], weights: Sequence[Any]
+) -> list[Gates]:
+    """Put the directions' gates together again from the flat list that autograd sees."""
+    each, gates = len(weights) // len(masks), []
+    for d, own in enumerate(masks):
+        ih, hh, bias, *dense = weights[d * each : (d + 1) * each]
+        pairs = zip(dense[::2], dense[1::2], strict=True)
+        gates.append(Gates(ih, hh, bias, tuple(Dense(*p) for p in pairs), (), own, activation))
+    return gates
+
+
+class _Trace(NamedTuple):
+    """What the forward loop leaves behind; ``gate`` holds i, f, g, o after sigmoid and tanh.
+
+    ``z`` (one for each direction) and ``pre`` are the sums before the activation, of the first
+    and the further hidden layers; ``post`` is what all of them put out.
+    """
+
+    h: Float[Tensor, "dir time+1 batch hidden"]
+    c: Float[Tensor, "time+1 dir batch hidden"]
+    tanh_c: Float[Tensor, "time dir batch hidden"]
+    gate: Float[Tensor, "time 4 dir batch hidden"]
+    z: Sequence[Float[Tensor, "time batch rows"]]
+    pre: Sequence[Float[Tensor, "time 4 dir batch width"]]
+    post: Sequence[Float[Tensor, "4 dir time batch width"]]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return *self[:4], *self.z, *self.pre, *self.post
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], dirs: int, depth: int) -> _Trace:
+        z, rest = tensors[4 : 4 + dirs], tensors[4 + dirs :]
+        h, c, tanh_c, gate = tensors[:4]
+        return cls(h, c, tanh_c, gate, z, rest[: depth - 1], rest[depth - 1 :])
+
+
+class _Forward:
+    """The forward loop: buffers, a view of each for every step, and the step."""
+
+    def __init__(
+        self, xs: Sequence[Tensor], h0: Tensor, c0: Tensor, gates: Sequence[Gates]
+    ) -> None:
+        (steps, batch), (dirs, _, size) = xs[0].shape[:2], h0.shape
+        widths = [d.weight.shape[2] for d in gates[0].dense]
+        new = h0.new_empty
+        self.trace = _Trace(
+            new(dirs, steps + 1, batch, size),
+            new(steps + 1, dirs, batch, size),
+            new(steps, dirs, batch, size),
+            new(steps, 4, dirs, batch, size),
+            [_rows_product(x, g.ih, g.bias) for x, g in zip(xs, gates, strict=True)],
+            [new(steps, 4, dirs, batch, width) for width in widths[1:]],
+            [new(4, dirs, steps, batch, width) for width in widths],
+        )
+        self.trace.h[:, 0], self.trace.c[0] = h0, c0 * 2
+        self.minus, self.plus = torch.full_like(h0, -1.0), torch.ones_like(h0)
+        self.activate = _ACTIVATE[gates[0].activation]
+        self.masks = [torch.stack(m, 1) for m in zip(*(g.masks for g in gates), strict=True)]
+        self._view_directions(gates)
+        self._view_layers(gates)
+        self._view_cell()
+
+    def _view_directions(self, gates: Sequence[Gates]) -> None:
+        """Per direction: product onto z, and what its hidden and its direct rows lead to."""
+        first, size = gates[0].first, self.minus.shape[2]
+        self.first: list[tuple[Any, ...]] = []
+        self.direct: list[tuple[Any, Any]] = []
+        for d, (g, z) in enumerate(zip(gates, self.trace.z, strict=True)):
+            hh, h, post = g.hh, self.trace.h[d].unbind(0), self.trace.post[0][:, d].unbind(1)
+            if g.direct:
+                of_g = slice(first + 2 * size, first + 3 * size)
+                hh = hh.clone()
+                hh[of_g] *= 2
+                z[..., of_g] *= 2
+                flat = _by_gate(z[..., first:]).unbind(1)
+                self.direct.append((self.trace.gate[:, :, d].unbind(0), flat))
+            hidden = _by_gate(z[..., :first]).unbind(1)
+            self.first.append((z.unbind(0), h, hh.mT, hidden, post))
+
+    def _view_layers(self, gates: Sequence[Gates]) -> None:
+        """Per hidden layer: the product onto the next layer, or onto the gates."""
+        weights, biases = _stacked_weights(gates), _stacked_biases(gates)
+        of_g = slice(2 * len(gates), 3 * len(gates))
+        weights[-1][of_g] *= 2
+        if biases[-1] is not None:
+            biases[-1][of_g] *= 2
+        outs = [out.flatten(1, 2).unbind(0) for out in (*self.trace.pre, self.trace.gate)]
+        self.post = [post.unbind(2) for post in self.trace.post]
+        self.rows = [post.flatten(0, 1).unbind(1) for post in self.trace.post]
+        self.layers = list(zip(biases, (w.mT for w in weights), outs, strict=True))
+
+    def _view_cell(self) -> None:
+        trace = self.trace
+        self.sums = trace.gate.unbind(0)
+        parts = (part.unbind(0) for part in trace.gate.unbind(1))
+        c, h = trace.c.unbind(0), trace.h[:, 1:].unbind(1)
+        self.cell = list(zip(*parts, c[:-1], c[1:], trace.tanh_c.unbind(0), h, strict=True))
+
+    def run(self) -> _Trace:
+        for t in range(len(self.cell)):
+            self._gates(t)
+            self._cell(t)
+        self.trace.c.mul_(0.5)
+        return self.trace
+
+    def _gates(self, t: int) -> None:
+        for z, h, hh, hidden, post in self.first:
+            z[t].addmm_(h[t], hh)
+            self.activate(hidden[t], post[t])
+        for j, (bias, weight, out) in enumerate(self.layers):
+            if j:
+                self.activate(self.layers[j - 1][2][t], self.rows[j][t])
+            if self.masks:
+                self.post[j][t].mul_(self.masks[j])
+            if bias is None:
+                torch.bmm(self.rows[j][t], weight, out=out[t])
+            else:
+                torch.baddbmm(bias, self.rows[j][t], weight, out=out[t])
+        for sums, flat in self.direct:
+            sums[t].add_(flat[t])
+
+    def _cell(self, t: int) -> None:
+        i, f, g, o, last, c, tanh_c, h = self.cell[t]
+        self.sums[t].sigmoid_()
+        torch.lerp(self.minus, self.plus, g, out=g)
+        torch.mul(f, last, out=c)
+        c.addcmul_(i, g, value=2)
+        torch.sigmoid(c, out=tanh_c)
+        torch.lerp(self.minus, self.plus, tanh_c, out=tanh_c)
+        torch.mul(o, tanh_c, out=h)
+
+
+class _Backward:
+    """The backward loop, from the last step to the first, and the products after it."""
+
+    def __init__(
+        self,
+        gates: Sequence[Gates],
+        trace: _Trace,
+        grad_hs: Tensor | None,
+        grad_cs: Tensor | None,
+    ) -> None:
+        self.gates, self.trace = gates, trace
+        steps, dirs, batch, size = trace.tanh_c.shape
+        self.steps = steps
+        self.grad_hs = None if grad_hs is None else grad_hs.unbind(1)
+        self.grad_cs = None if grad_cs is None else grad_cs.unbind(1)
+        self.dh, self.dc = (trace.h.new_zeros(dirs, batch, size) for _ in range(2))
+        self.dz = [torch.empty_like(z) for z in trace.z]
+        first = gates[0].first
+        self.d_flat = [
+            _by_gate(dz[..., first:] if gates[0].direct else dz.new_empty(steps, batch, 4 * size))
+            for dz in self.dz
+        ]
+        self._view_cell()
+        self._view_layers()
+
+    def _view_cell(self) -> None:
+        trace = self.trace
+        self.d_gate, self.c_slope = torch.empty_like(trace.gate), torch.empty_like(trace.tanh_c)
+        f, d_o = trace.gate[:, 1], self.d_gate[:, 3]
+        parts = self.c_slope, self.d_gate[:, :3], d_o, f
+        self.cell = list(zip(*(part.unbind(0) for part in parts), strict=True))
+
+    def _prepare(self, steps: slice) -> None:
+        """Fill d_gate with what dh (for o) and dc (for the others) will be multiplied with."""
+        trace = self.trace
+        (i, f, g, o), c = trace.gate[steps].unbind(1), trace.c[:-1][steps]
+        d_i, d_f, d_g, d_o = self.d_gate[steps].unbind(1)
+        tanh_c = trace.tanh_c[steps]
+        _aten.sigmoid_backward.grad_input(g, i, grad_input=d_i)
+        _aten.sigmoid_backward.grad_input(c, f, grad_input=d_f)
+        _aten.tanh_backward.grad_input(i, g, grad_input=d_g)
+        _aten.sigmoid_backward.grad_input(tanh_c, o, grad_input=d_o)
+        _aten.tanh_backward.grad_input(o, tanh_c, grad_input=self.c_slope[steps])
+
+    def _view_layers(self) -> None:
+        gates, trace = self.gates, self.trace
+        slope, one = _SLOPE[gates[0].activation], self.dh.new_ones(())
+        self.weights = _stacked_weights(gates)
+        self.d_pre = [torch.empty_like(pre) for pre in trace.pre]
+        self.d_rows = [d.flatten(1, 2).unbind(0) for d in (*self.d_pre, self.d_gate)]
+        self.slopes = []
+        for j, pre in enumerate(trace.pre, 1):
+            slopes = slope(one.expand_as(pre), pre)
+            if gates[0].masks:
+                slopes.mul_(torch.stack([g.masks[j] for g in gates], 1))
+            self.slopes.append(slopes.flatten(1, 2).unbind(0))
+        batch = self.dh.shape[1]
+        self.d_first = self.dh.new_empty(4, len(gates), batch, self.weights[0].shape[2])
+        self.directions = []
+        for d, g in enumerate(gates):
+            pre, dz = (_by_gate(z[d][..., : g.first]) for z in (trace.z, self.dz))
+            slopes = slope(one.expand_as(pre), pre)
+            if g.masks:
+                slopes.mul_(g.masks[0].unsqueeze(1))
+            views = slopes.unbind(1), dz.unbind(1), self.dz[d].unbind(0)
+            flat = self.d_flat[d].unbind(1), self.d_gate[:, :, d].unbind(0)
+            self.directions.append((self.d_first[:, d], *views, *flat, g.hh, self.dh[d]))
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Go back through all steps and return the gradients of the initial h and c."""
+        if self.grad_hs is not None:
+            self.dh.copy_(self.grad_hs[-1])
+        block = max(1, _CACHED // max(1, self.d_gate[0].numel()))
+        for t in range(self.steps - 1, -1, -1):
+            if (t + 1) % block == 0 or t == self.steps - 1:
+                self._prepare(slice(t // block * block, t + 1))
+            self._cell(t)
+            self._gates(t)
+        return self.dh, self.dc
+
+    def _cell(self, t: int) -> None:
+        c_slope, d_ifg, d_o, f = self.cell[t]
+        if self.grad_cs is not None:
+            self.dc.add_(self.grad_cs[t])
+        self.dc.addcmul_(self.dh, c_slope)
+        d_ifg.mul_(self.dc)
+        d_o.mul_(self.dh)
+        self.dc.mul_(f)
+
+    def _gates(self, t: int) -> None:
+        for j in range(len(self.d_pre), 0, -1):
+            torch.bmm(self.d_rows[j][t], self.weights[j], out=self.d_rows[j - 1][t])
+            self.d_rows[j - 1][t].mul_(self.slopes[j - 1][t])
+        torch.bmm(self.d_rows[0][t], self.weights[0], out=self.d_first.flatten(0, 1))
+        above = None if self.grad_hs is None or t == 0 else self.grad_hs[t - 1]
+        for d, (d_post, slope, d_hidden, dz, flat, gate, hh, dh) in enumerate(self.directions):
+            torch.mul(d_post, slope[t], out=d_hidden[t])
+            flat[t].copy_(gate[t])
+            if above is None:
+                torch.mm(dz[t], hh, out=dh)
+            else:
+                torch.addmm(above[d], dz[t], hh, out=dh)
+
+    def input_gradient(self, d: int) -> Tensor:
+        return _rows_product(self.dz[d], self.gates[d].ih.mT)
+
+    def weight_gradients(self, d: int, x: Tensor) -> list[Tensor | None]:
+        """Return the gradients of ih, hh, bias, and the dense layers' weights and biases."""
+        gates, trace = self.gates[d], self.trace
+        rows = self.dz[d].flatten(0, 1)
+        left = rows.mT.contiguous()
+        grads: list[Tensor | None] = [
+            linear(left, x.flatten(0, 1).mT),
+            linear(left, trace.h[d, :-1].flatten(0, 1).mT),
+            None if gates.bias is None else rows.sum(0),
+        ]
+        outs = [*(d_pre[:, :, d].transpose(0, 1) for d_pre in self.d_pre), self.d_flat[d]]
+        for dense, out, post in zip(gates.dense, outs, trace.post, strict=True):
+            grads.append(torch.bmm(out.flatten(1, 2).mT, post[:, d].flatten(1, 2)))
+            grads.append(None if dense.bias is None else out.sum((1, 2)))
+        return grads
+
+
+def _rows_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return linear(x.flatten(0, 1), weight, bias).view(*x.shape[:2], -1)
+
+
+def _by_gate(z: Float[Tensor, "time batch rows"]) -> Float[Tensor, "4 time batch width"]:
+    return z.view(*z.shape[:2], 4, z.shape[2] // 4).permute(2, 0, 1, 3)
+
+
+def _stacked_weights(gates: Sequence[Gates]) -> list[Tensor]:
+    """Return each dense layer's weights of all gates and directions: [4 * dir, out, in]."""
+    layers = zip(*(g.dense for g in gates), strict=True)
+    return [torch.stack([d.weight for d in layer], 1).flatten(0, 1) for layer in layers]
+
+
+def _stacked_biases(gates: Sequence[Gates]) -> list[Tensor | None]:
+    """Return each dense layer's biases of all gates and directions: [4 * dir, 1, out]."""
+    layers = [[d.bias for d in layer] for layer in zip(*(g.dense for g in gates), strict=True)]
+    given = [[bias for bias in layer if bias is not None] for layer in layers]
+    return [torch.stack(b, 1).flatten(0, 1).unsqueeze(1) if b else None for b in given]

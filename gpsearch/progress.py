@@ -1,0 +1,179 @@
+"""What a person sees while a search works, and the tables of devices and readings.
+
+On a terminal the current trial is one line that is rewritten; in a log file, a line every few
+epochs. Every finished trial leaves one line in both.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gpsearch import profiling
+from gpsearch.errors import UserError
+from gpsearch.objectives import OBJECTIVES
+from gpsearch.profiling import Quantity, Reading
+from gpsearch.sampling import Proposal
+from gpsearch.study import Row, Study
+from gpsearch.train import Epoch
+
+LOG_EVERY_S = 20.0
+"""In a log file, the least time between two lines about one training."""
+
+
+class Progress:
+    """Prints a search's events.
+
+    Args:
+        study: The study at work.
+        renew: Called after every finished trial, to rewrite tables and pictures.
+    """
+
+    def __init__(self, study: Study, renew: Callable[[], object]) -> None:
+        self.study, self.renew = study, renew
+        self.live = sys.stderr.isatty()
+        self.started_s = self.logged_s = time.monotonic()
+        self.trials_here = 0
+        self.what = ""
+
+    def trial_begins(self, number: int, proposal: Proposal) -> None:
+        """Say what is tried."""
+        baseline = f"baseline {proposal.baseline}: " if proposal.baseline else ""
+        self.what = f"trial {number + 1}/{self.study.settings.budget}"
+        self._line(f"{self.what}  {baseline}{proposal.candidate.in_short()}")
+
+    def epoch_ends(self, number: int, epoch: Epoch, epochs: int) -> None:
+        """Say how far the training is."""
+        left_s = (epochs - epoch.epoch - 1) * epoch.seconds
+        text = f"{self.what}  {epoch_line(epoch, epochs)}  trial {_clock(left_s)} left"
+        if left := self._study_left_s(left_s):
+            text += f", study {_clock(left)}"
+        if self.live:
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write(f"\r\x1b[2K{text[:width]}")
+            sys.stderr.flush()
+        elif epoch.event or time.monotonic() - self.logged_s > LOG_EVERY_S:
+            self._line(text)
+
+    def trial_ends(self, number: int, row: Row) -> None:
+        """Say what came out, and renew the results."""
+        self.trials_here += 1
+        shown = [f"{self.what}  {row['state']}"]
+        shown += [
+            f"{goal.name} {row[goal.column] * goal.scale:.4g} {goal.unit}"
+            for goal in self.study.settings.goals
+            if row.get(goal.column) is not None
+        ]
+        self._line("  ".join([*shown, row.get("reason", "")]).rstrip())
+        self.renew()
+
+    def final_ends(self, number: int, row: Row) -> None:
+        """Say what a member of the front came to in the end."""
+        self._line(
+            f"front: trial {number} measured again: latency {row['latency_s'] * 1e3:.3g} ms, "
+            f"test error {row['test_error']:.2%}"
+        )
+
+    def close(self) -> None:
+        """Leave the cursor on a fresh line."""
+        if self.live:
+            sys.stderr.write("\r\x1b[2K")
+
+    def _line(self, text: str) -> None:
+        self.logged_s = time.monotonic()
+        self.close()
+        print(text, file=sys.stderr, flush=True)
+
+    def _study_left_s(self, trial_left_s: float) -> float | None:
+        """Estimate the study's time left from the trials this process has finished."""
+        if not self.trials_here:
+            return None
+        each_s = (time.monotonic() - self.started_s) / (self.trials_here + 0.5)
+        more = self.study.settings.budget - int(self.what.split()[1].split("/")[0])
+        return trial_left_s + more * each_s
+
+
+def epoch_line(epoch: Epoch, epochs: int) -> str:
+    """Return an epoch in one line."""
+    text = (
+        f"epoch {epoch.epoch + 1}/{epochs}  {epoch.phase}  density {epoch.density:.3f}  "
+        f"loss {epoch.loss:.3f}  dev error {epoch.error:.2%}  {epoch.seconds:.1f} s"
+    )
+    return f"{text}  ({epoch.event})" if epoch.event else text
+
+
+def reading_lines(reading: Reading) -> str:
+    """Return a reading as a small table, one quantity a line."""
+    lines = [f"{name:20} {quantity_text(q)}" for name, q in reading.quantities.items()]
+    lines += [f"{'device':20} {reading.device}, protocol {reading.protocol}"]
+    lines += [f"{'flag':20} {flag}" for flag in reading.flags]
+    return "\n".join(lines) + "\n"
+
+
+def quantity_text(quantity: Quantity) -> str:
+    """Return a quantity with unit, interval and origin."""
+    if quantity.value is None:
+        return f"unavailable: {quantity.reason}"
+    text = f"{_number(quantity.value)} {'' if quantity.unit == '1' else quantity.unit}".rstrip()
+    if quantity.ci95 is not None:
+        text += f"  (95 %: {quantity.ci95[0]:.4g} to {quantity.ci95[1]:.4g})"
+    return f"{text}  {quantity.kind}" + (f", {quantity.method}" if quantity.method else "")
+
+
+def devices_text() -> str:
+    """Return the installed devices, what each can measure, and why not."""
+    lines = []
+    for name, facts in profiling.devices().items():
+        package = profiling.installed()[name]
+        if isinstance(facts, UserError):
+            lines.append(f"{name}  ({package})\n  unusable: {facts}")
+            continue
+        lines.append(f"{name}  ({package})")
+        for goal in ("latency", "energy"):
+            reason = facts.unavailable.get(OBJECTIVES[goal].column)
+            method = {"latency": facts.latency_method, "energy": facts.energy_method}[goal]
+            lines.append(f"  {goal:8} {f'no: {reason}' if reason else f'yes, by {method}'}")
+    return "\n".join(lines) + "\n"
+
+
+def diagnosis() -> tuple[str, bool]:
+    """Return what works here, what doesn't and the remedy; and whether a search can run."""
+    import torch
+
+    lines = [f"torch {torch.__version__}, {torch.get_num_threads()} threads"]
+    lines += [devices_text().rstrip()]
+    healthy, verdict = _ranking_works()
+    lines += [verdict]
+    free_gb = shutil.disk_usage(".").free / 1e9
+    lines += [f"disk    {free_gb:.1f} GB free here" + (" (a study wants 1)" if free_gb < 1 else "")]
+    if importlib.util.find_spec("pynvml") is None:
+        lines += ["nvml    not installed; for energy on NVIDIA GPUs: pip install 'gpsearch[gpu]'"]
+    return "\n".join(lines) + "\n", healthy
+
+
+def _ranking_works() -> tuple[bool, str]:
+    """Measure a model against itself on the CPU."""
+    import torch
+
+    reading = profiling.check(
+        profiling.find("cpu"), torch.nn.LSTM(64, 96), (torch.zeros(40, 1, 64),)
+    )
+    ratio = reading["latency_ratio"].value
+    if reading.stable:
+        return True, f"timing  a model against itself: {ratio:.3f}, good enough to rank models"
+    return True, "timing  noisy: " + "; ".join(reading.flags) + "; stop other work before a search"
+
+
+def _number(value: float | int) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _clock(seconds: Any) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return (
+        f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    )

@@ -1,0 +1,21 @@
+"""What a study found: trials.csv, the front as table, csv and json, and its pictures."""
+
+from __future__ import annotations
+
+from gpsearch.files import write_text
+from gpsearch.report.picture import draw_html, draw_png
+from gpsearch.report.results import Results
+from gpsearch.report.tables import front_rows, front_text, trials
+
+__all__ = ["Results", "draw_html", "draw_png", "front_rows", "front_text", "trials", "write"]
+
+
+def write(results: Results) -> None:
+    """Rewrite every table and picture of a results folder, each atomically."""
+    folder = results.folder
+    write_text(folder / "trials.csv", trials(results).to_csv(index=False))
+    write_text(folder / "pareto.csv", front_text(results, "csv"))
+    write_text(folder / "pareto.json", front_text(results, "json"))
+    if results.complete:
+        draw_png(results, folder / "pareto.png")
+        draw_html(results, folder / "pareto.html")

@@ -1,0 +1,128 @@
+"""The finished trials of a study, and how they compare."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpsearch.candidate import Candidate
+from gpsearch.objectives import OBJECTIVES, Constraint, Objective, feasible, front
+from gpsearch.study import Row, Study
+
+COSTS = tuple(goal for goal in OBJECTIVES.values() if goal.name != "error")
+AGAIN = ("latency_", "energy_", "test_")
+"""What is measured of the front's members at the end: the beginnings of the columns' names."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's finished trials and what they are judged by."""
+
+    folder: Path
+    """The results folder."""
+    rows: Sequence[Row]
+    """Finished trials as the search saw them, in order; places are trial numbers."""
+    candidates: Mapping[int, Candidate]
+    """Every trial's candidate."""
+    goals: tuple[Objective, ...]
+    """The objectives."""
+    limits: tuple[Constraint, ...] = ()
+    """The constraints."""
+    device: str = ""
+    """The device's name."""
+    finals: Mapping[int, Row] = field(default_factory=dict)
+    """What was measured of the front's members at the end, by trial."""
+
+    @classmethod
+    def of(cls, study: Study) -> Results:
+        """Read a study's results."""
+        rows = study.rows()
+        return cls(
+            study.folder,
+            rows,
+            {row["trial"]: study.candidate(row["trial"]) for row in rows},
+            study.settings.goals,
+            study.settings.limits,
+            study.settings.device,
+            study.finals(),
+        )
+
+    @property
+    def front(self) -> list[int]:
+        """Trials on the front, best error first; judged by what the search saw of all trials."""
+        places = front(self.rows, self.goals, self.limits)
+        return sorted(places, key=lambda i: (self.rows[i]["error"], i))
+
+    @property
+    def complete(self) -> list[int]:
+        """Trials that were trained and measured, feasible or not."""
+        return [i for i, row in enumerate(self.rows) if row["state"] == "complete"]
+
+    @property
+    def baselines(self) -> list[int]:
+        """Complete trials that are baselines; the first is what the others are compared with."""
+        return [i for i in self.complete if self.rows[i].get("baseline")]
+
+    @property
+    def costs(self) -> list[Objective]:
+        """The objectives but the error."""
+        return [goal for goal in self.goals if goal.name != "error"]
+
+    @property
+    def metric(self) -> str:
+        """What the task calls its error, such as "WER"."""
+        complete = [self.rows[i] for i in self.complete]
+        for name in complete[0] if complete else ():
+            if name != "error" and all(row.get(name) == row["error"] for row in complete):
+                return name.upper()
+        return "error"
+
+    def row(self, trial: int) -> Row:
+        """Return a trial's row, with what was measured at the end where it was."""
+        final = self.finals.get(trial, {})
+        return self.rows[trial] | {k: v for k, v in final.items() if k.startswith(AGAIN)}
+
+    def fewer(self, trial: int, goal: Objective) -> float | None:
+        """Return how many times less of a cost a trial has than the first baseline.
+
+        Latencies are compared by the paired ratio: the baseline's network ran in turns with the
+        trial's, so that a slow spell of the machine hits both.
+        """
+        row = self.row(trial)
+        if goal.name == "latency" and row.get("latency_ratio"):
+            return 1 / float(row["latency_ratio"])
+        base = self.rows[self.baselines[0]].get(goal.column) if self.baselines else None
+        value = row.get(goal.column)
+        return base / value if base and value else None
+
+    def feasible(self, trial: int) -> bool:
+        """Say whether a trial is complete and meets every constraint."""
+        return feasible(self.rows[trial], self.limits)
+
+    def violation(self, trial: int) -> float | None:
+        """Return the largest share by which a complete trial is above a limit; 0 is feasible."""
+        if self.rows[trial]["state"] != "complete":
+            return None
+        worst = max([0.0, *(limit.violation(self.rows[trial]) for limit in self.limits)])
+        return worst if math.isfinite(worst) else None
+
+    def unavailable(self) -> dict[str, str]:
+        """Return the costs that could not be had, and why."""
+        reasons: dict[str, str] = {}
+        for path in [
+            *(self.folder / "trials" / str(i) / "reading.json" for i in self.complete[:1]),
+            self.folder / "device.json",
+        ]:
+            if path.exists():
+                reasons |= _reasons(json.loads(path.read_text(encoding="utf-8")))
+        return {goal.name: reasons[goal.column] for goal in COSTS if goal.column in reasons}
+
+
+def _reasons(record: Row) -> dict[str, str]:
+    """Return the reasons in a device.json, or in a reading.json."""
+    quantities = record.get("quantities", {})
+    missing = {name: one["reason"] for name, one in quantities.items() if one["value"] is None}
+    return {**missing, **record.get("unavailable", {})}

@@ -1,0 +1,182 @@
+"""Trials and front as tables: for people, as csv and as json."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from gpsearch.objectives import Objective
+from gpsearch.report.results import COSTS, Results
+from gpsearch.study import Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MEASURED = (
+    "latency_s", "latency_lo_s", "latency_hi_s", "latency_ratio", "energy_j", "flops_dense",
+    "flops_effective", "params", "params_nonzero", "weight_bytes", "on_front",
+)  # fmt: skip
+NOTES = ("candidate", "baseline", "feasible", "violation", "reason", "flags", "train_s")
+"""Columns of trials.csv behind the measured ones."""
+ALWAYS = ("latency", "flops", "params")
+"""Costs that the table shows even if they are no objectives."""
+
+
+def trials(results: Results) -> pd.DataFrame:
+    """Return ``trials.csv`` as a frame: a row a trial; an unavailable value is missing."""
+    return _frame([{**row, **_judgement(results, trial)} for trial, row in enumerate(results.rows)])
+
+
+def front_rows(results: Results) -> list[Row]:
+    """Return the front's rows: as measured at the end where they were, with ratios to the baseline.
+
+    A ``..._fewer`` column says how many times less of a cost the trial has than the first baseline.
+    """
+    return [
+        {
+            **results.row(trial),
+            **_judgement(results, trial),
+            **{f"{goal.column}_fewer": results.fewer(trial, goal) for goal in COSTS},
+        }
+        for trial in results.front
+    ]
+
+
+def _judgement(results: Results, trial: int) -> Row:
+    return {
+        "on_front": trial in results.front,
+        "candidate": results.candidates[trial].in_short(),
+        "feasible": results.feasible(trial),
+        "violation": results.violation(trial),
+    }
+
+
+def front_text(results: Results, form: str) -> str:
+    """Return the front as "table", "csv" or "json"."""
+    if form == "json":
+        return json.dumps(front_rows(results), indent=2) + "\n"
+    if form == "csv":
+        return str(_frame(front_rows(results)).to_csv(index=False))
+    return _table(results) + _notes(results)
+
+
+def _frame(rows: list[Row]) -> pd.DataFrame:
+    """Return rows as a frame, in the order of columns that users hold on to."""
+    import pandas as pd
+
+    given = list(dict.fromkeys(name for row in rows for name in row))
+    parameters = sorted(name for name in given if name.startswith("p:"))
+    known = {"trial", "state", "error", *parameters, *MEASURED, *NOTES}
+    # The task's own metrics are what is neither known nor of the measuring.
+    metrics = [name for name in given if name not in known and not _of_measuring(name)]
+    others = [name for name in given if name not in known and name not in metrics]
+    order = ["trial", "state", *parameters, "error", *metrics, *MEASURED, *NOTES, *others]
+    # Whole numbers with gaps stay whole numbers, and gaps become empty cells.
+    return pd.DataFrame(rows, columns=order).convert_dtypes()
+
+
+def _of_measuring(name: str) -> bool:
+    return name.startswith(("latency_", "power_", "test_")) or name.endswith(("_bytes", "_fewer"))
+
+
+def _table(results: Results) -> str:
+    """Return the front and the baselines as a table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    tested = any("test_error" in final for final in results.finals.values())
+    costs = [g for g in COSTS if g.name in ALWAYS or g in results.goals]
+    title = f"Pareto front of {results.folder}, measured on {results.device}"
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("trial", justify="right")
+    table.add_column("candidate", min_width=24)
+    for split in ("dev", "test") if tested else ("dev",):
+        table.add_column(f"{split}\n{results.metric} %", justify="right")
+    for goal in costs:
+        table.add_column(f"{goal.name}\n{goal.unit}", justify="right")
+        table.add_column("x\nfewer", justify="right")
+    for trial in results.front:
+        table.add_row(*_cells(results, trial, costs, tested), end_section=True)
+    if off := [trial for trial in results.baselines if trial not in results.front]:
+        table.add_row()
+        for trial in off:
+            table.add_row(*_cells(results, trial, costs, tested))
+    out = io.StringIO()
+    width = max(100, shutil.get_terminal_size((120, 24)).columns)
+    Console(file=out, width=width, highlight=False, color_system=None).print(table)
+    return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
+
+
+def _cells(results: Results, trial: int, costs: list[Objective], tested: bool) -> list[str]:
+    row, baseline = results.row(trial), results.rows[trial].get("baseline")
+    name = results.candidates[trial].in_short()
+    cells = ["*" if trial in results.front else "", str(trial)]
+    cells += [f"{name}  [{baseline}]".replace("[", r"\[") if baseline else name]
+    cells += [_percent(row["error"])]
+    cells += [_percent(row.get("test_error"))] if tested else []
+    for goal in costs:
+        cells += [cost_text(row, goal), _times(results.fewer(trial, goal))]
+    return cells
+
+
+def cost_text(row: Row, goal: Objective) -> str:
+    """Return a cost in its unit, with half its 95 % interval if it has one; "-" if unavailable."""
+    value = row.get(goal.column)
+    if value is None:
+        return "-"
+    if ends := interval(row, goal):
+        return f"{value * goal.scale:.3g} ±{(ends[1] - ends[0]) / 2 * goal.scale:.1g}"
+    return (
+        f"{value * goal.scale:.3g}" if value * goal.scale < 1000 else f"{value * goal.scale:,.0f}"
+    )
+
+
+def interval(row: Row, goal: Objective) -> tuple[float, float] | None:
+    """Return the ends of a cost's 95 % interval, if it has one."""
+    ends = row.get("latency_lo_s"), row.get("latency_hi_s")
+    if goal.name != "latency" or ends[0] is None or ends[1] is None:
+        return None
+    return float(ends[0]), float(ends[1])
+
+
+def _notes(results: Results) -> str:
+    """Return the lines below the table."""
+    rows, lines = results.rows, [""]
+    if results.baselines:
+        first = results.baselines[0]
+        lines += [f"* on the front; x fewer: against trial {first}, {rows[first]['baseline']}"]
+    if any(trial in results.finals for trial in results.front):
+        lines += ["latencies of the front are those measured again at the end, in fresh processes"]
+    states = [row["state"] for row in rows]
+    counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+    told = "; reasons in trials.csv" if {"gated", "failed"} & set(states) else ""
+    lines += [f"{len(rows)} trials: {', '.join(counts)}{told}" if rows else "no trial is finished"]
+    if results.limits and results.complete:
+        lines += [_constraints(results)]
+    lines += [f"{name}: unavailable, {reason}" for name, reason in results.unavailable().items()]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _constraints(results: Results) -> str:
+    """Say how many trials met the constraints, and what came nearest if none did."""
+    texts = " and ".join(limit.text for limit in results.limits)
+    met = sum(map(results.feasible, results.complete))
+    line = f"{met} of {len(results.complete)} complete trials meet {texts}"
+    excess = {trial: results.violation(trial) for trial in results.complete}
+    known = {trial: value for trial, value in excess.items() if value is not None}
+    if met or not known:
+        return line
+    best = min(known, key=lambda trial: known[trial])
+    what = results.candidates[best].in_short()
+    return f"{line}; nearest is trial {best} ({what}), {known[best]:.0%} above a limit"
+
+
+def _percent(value: Any) -> str:
+    return "-" if value is None else f"{value * 100:.2f}"
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}x" if value < 100 else f"{value:.0f}x"

@@ -1,0 +1,222 @@
+"""The fused recurrence against the written-out one, and how a padded batch is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gpsearch.kernels.fused import fused
+from gpsearch.kernels.gates import Dense, Gates
+from gpsearch.kernels.memory import keep_freed_memory
+from gpsearch.kernels.products import linear
+from gpsearch.kernels.recurrence import ACTIVATIONS, plain, recurrence
+from gpsearch.kernels.sequence import Padded
+
+Layer = tuple[list[Tensor], Tensor, Tensor, list[Gates]]
+
+
+def layer(
+    dirs: int = 2,
+    steps: int = 4,
+    batch: int = 3,
+    inputs: int = 3,
+    hidden: int = 2,
+    widths: tuple[int, ...] = (3,),
+    activation: str = "relu",
+    direct: bool = True,
+    bias: bool = True,
+    dropout: bool = False,
+    dtype: torch.dtype = torch.float64,
+) -> Layer:
+    """Inputs, states and weights of one layer, drawn at random; all of them want gradients."""
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=dtype).requires_grad_()
+
+    def gates() -> Gates:
+        rows = 4 * widths[0] + 4 * hidden * direct
+        outs = (*widths[1:], hidden)
+        last = len(widths) - 1
+        dense = [
+            Dense(draw(4, out, m), draw(4, out) if bias and not (direct and j == last) else None)
+            for j, (m, out) in enumerate(zip(widths, outs, strict=True))
+        ]
+        masks = [F.dropout(torch.ones(4, batch, m, dtype=dtype), 0.5) for m in widths * dropout]
+        first = draw(rows, inputs), draw(rows, hidden), draw(rows) if bias else None
+        return Gates(*first, tuple(dense), (), tuple(masks), activation)
+
+    xs = [draw(steps, batch, inputs) for _ in range(dirs)]
+    states = draw(dirs, batch, hidden), draw(dirs, batch, hidden)
+    return xs, *states, [gates() for _ in range(dirs)]
+
+
+def leaves(example: Layer) -> list[Tensor]:
+    xs, h0, c0, gates = example
+    weights = [w for g in gates for w in (g.ih, g.hh, g.bias, *(p for d in g.dense for p in d))]
+    return [*xs, h0, c0, *(w for w in weights if w is not None)]
+
+
+def results(run: Any, example: Layer, *, use: str = "both") -> list[Tensor]:
+    """Both outputs, and the gradients of a loss that uses the outputs named."""
+    hs, cs = run(*example)
+    loss = torch.zeros((), dtype=hs.dtype)
+    if use != "c":
+        loss = loss + hs.sin().sum()
+    if use != "h":
+        loss = loss + cs[:, 1:].cos().sum()
+    grads = torch.autograd.grad(loss, leaves(example), allow_unused=True, materialize_grads=True)
+    return [hs, cs, *grads]
+
+
+def assert_same(left: list[Tensor], right: list[Tensor], tolerance: float) -> None:
+    for a, b in zip(left, right, strict=True):
+        assert a.shape == b.shape
+        assert (a - b).abs().max() <= tolerance * max(1.0, b.abs().max().item())
+
+
+sizes = st.integers(1, 5)
+
+
+@given(
+    dirs=st.integers(1, 2),
+    steps=st.integers(1, 9),
+    batch=sizes,
+    inputs=sizes,
+    hidden=sizes,
+    widths=st.lists(sizes, min_size=1, max_size=3).map(tuple),
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    direct=st.booleans(),
+    bias=st.booleans(),
+    dropout=st.booleans(),
+    use=st.sampled_from(["h", "c", "both"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=80, deadline=None)
+def test_fused_equals_written_out(use: str, seed: int, **shape: Any) -> None:
+    torch.manual_seed(seed)
+    example = layer(**shape)
+    tolerance = 1e-5 if shape["dtype"] == torch.float32 else 1e-12
+    assert_same(results(fused, example, use=use), results(plain, example, use=use), tolerance)
+
+
+@pytest.mark.parametrize("dirs", [1, 2])
+def test_fused_equals_written_out_at_working_size(dirs: int) -> None:
+    """Large enough for oneDNN's products, and for several blocks of prepared steps."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"steps": 60, "batch": 8, "inputs": 48, "hidden": 64, "widths": (24,)}
+    example = layer(dirs, **shape, dtype=torch.float32)
+    for leaf in leaves(example):
+        leaf.detach().mul_(0.1)
+    assert_same(results(fused, example), results(plain, example), 1e-5)
+
+
+@pytest.mark.parametrize("widths", [(2,), (2, 1)])
+def test_gradients_are_those_of_finite_differences(widths: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    example = layer(steps=3, batch=1, inputs=1, widths=widths, activation="gelu", dropout=True)
+    assert torch.autograd.gradcheck(lambda *_: fused(*example), leaves(example))
+
+
+def test_fused_runs_twice_through_one_graph() -> None:
+    example = layer()
+    loss = fused(*example)[0].sum()
+    first = torch.autograd.grad(loss, leaves(example), retain_graph=True)
+    again = torch.autograd.grad(loss, leaves(example))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_second_derivatives_are_refused() -> None:
+    example = layer()
+    (grad,) = torch.autograd.grad(fused(*example)[0].sin().sum(), example[1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_fused_keeps_single_precision_under_autocast() -> None:
+    example = layer(dtype=torch.float32)
+    usual = results(fused, example)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(results(fused, example), usual, 0.0)
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e30])
+def test_saturated_gates_stay_finite(scale: float) -> None:
+    example = layer(dtype=torch.float32)
+    for x in example[0]:
+        x.detach().mul_(scale)
+    ours, oracle = results(fused, example), results(plain, example)
+    assert_same(ours[:2], oracle[:2], 1e-5)
+    assert all(grad.isfinite().all() for grad in ours)
+
+
+def test_not_a_number_stays_in_its_sequence() -> None:
+    example = layer(batch=2)
+    example[0][0].detach()[1, 0] = torch.nan
+    hs, _ = fused(*example)
+    assert hs[0, 1:, 0].isnan().all()
+    assert hs[0, :, 1].isfinite().all()
+    assert hs[0, 0].isfinite().all()
+    assert hs[1].isfinite().all()
+
+
+def test_fused_is_chosen_for_training_on_the_cpu() -> None:
+    hs, _ = recurrence(*layer())
+    assert "Fused" in str(hs.grad_fn)
+
+
+@pytest.mark.parametrize("rows", [1, 31, 32, 100])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_is_the_affine_map(rows: int, bias: bool) -> None:
+    left, right, add = torch.randn(rows, 7), torch.randn(5, 7), torch.randn(5)
+    expected = left @ right.T + add * bias
+    torch.testing.assert_close(linear(left, right, add if bias else None), expected)
+    transposed = linear(left.T.contiguous().T, right.T.contiguous().T, add if bias else None)
+    torch.testing.assert_close(transposed, expected)
+
+
+def test_memory_is_kept_or_left_alone() -> None:
+    assert keep_freed_memory() in (True, False)
+
+
+# Padded batches -------------------------------------------------------------------------------
+
+
+def batch_of(rows: list[list[float]]) -> Tensor:
+    """[time, batch, 1] from one row for each sequence."""
+    return torch.tensor(rows, dtype=torch.float32).T.unsqueeze(2)
+
+
+def test_each_sequence_is_reversed_by_its_own_length() -> None:
+    padded = Padded(4, 2, 2, torch.tensor([2, 4]), torch.device("cpu"))
+    ahead, back = padded.split(batch_of([[1, 2, 0, 0], [5, 6, 7, 8]]))
+    assert ahead.squeeze(2).T.tolist() == [[1, 2, 0, 0], [5, 6, 7, 8]]
+    assert back.squeeze(2).T.tolist() == [[2, 1, 0, 0], [8, 7, 6, 5]]
+
+
+def test_directions_come_together_in_the_order_of_time() -> None:
+    padded = Padded(3, 2, 2, torch.tensor([2, 3]), torch.device("cpu"))
+    ahead, back = batch_of([[1, 2, 9], [3, 4, 5]]), batch_of([[-2, -1, 9], [-5, -4, -3]])
+    joined = padded.join(torch.stack([ahead, back]))
+    assert joined[:, 0].tolist() == [[1, -1], [2, -2], [0, 0]]
+    assert joined[:, 1].tolist() == [[3, -3], [4, -4], [5, -5]]
+    assert padded.last(torch.stack([ahead, back])).squeeze(2).tolist() == [[2, 5], [-1, -3]]
+
+
+@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4))
+@settings(max_examples=20, deadline=None)
+def test_splitting_and_joining_give_the_batch_back(lengths: list[int]) -> None:
+    steps = max(lengths)
+    padded = Padded(steps, len(lengths), 2, torch.tensor(lengths), torch.device("cpu"))
+    x = padded.zeroed(torch.randn(steps, len(lengths), 2)).requires_grad_()
+    joined = padded.join(torch.stack(padded.split(x)))
+    assert torch.equal(joined, torch.cat([x, x], 2))
+    joined.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, padded.zeroed(torch.full_like(x, 2.0)))

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from gpsearch import report
+from gpsearch.candidate import Architecture, Candidate
+from gpsearch.objectives import constraint, objectives
+from gpsearch.report import Results
+from gpsearch.report.picture import ceiling, is_wide, points, staircase
+from gpsearch.schedule import GMP, GP
+from gpsearch.study import Row
+
+LSTM = Architecture(hidden_size=64, gate_depth=0)
+HLSTM = Architecture(hidden_size=48, gate_depth=1, gate_width=32, gate_direct=True)
+
+#  trial    error   latency    MFLOP   weights
+#    0       20 %    2.0 ms     40      400 000   dense_lstm, the reference
+#    1       30 %    1.5 ms      5       40 000   pruned_lstm
+#    2       25 %    1.0 ms      2       20 000   gp: better than trial 1 in everything
+#    3       40 %    0.5 ms      1       10 000
+#    4       failed
+CANDIDATES = {
+    0: Candidate(LSTM),
+    1: Candidate(LSTM, GMP(final_density=0.1)),
+    2: Candidate(HLSTM, GP(final_density=0.1)),
+    3: Candidate(HLSTM, GP(final_density=0.05, structure="row_column")),
+    4: Candidate(HLSTM),
+}
+
+
+def complete(trial: int, error: float, ms: float, mflop: float, weights: int) -> Row:
+    return {
+        "trial": trial,
+        "baseline": {0: "dense_lstm", 1: "pruned_lstm"}.get(trial, ""),
+        "p:hidden_size": 64 if trial < 2 else 48,
+        **({"p:gate_width": 32} if trial >= 2 else {}),
+        "state": "complete",
+        "error": error,
+        "wer": error,
+        "cer": error / 2,
+        "latency_s": ms / 1e3,
+        "latency_lo_s": ms * 0.96e-3,
+        "latency_hi_s": ms * 1.04e-3,
+        "latency_ratio": ms / 2,
+        "latency_p90_s": ms * 1.2e-3,
+        "energy_j": None,
+        "flops_dense": 40_000_000,
+        "flops_effective": int(mflop * 1e6),
+        "params": 400_000,
+        "params_nonzero": weights,
+        "weight_bytes": weights * 6,
+        "flags": "",
+        "train_s": 61.5,
+    }
+
+
+ROWS: list[Row] = [
+    complete(0, 0.20, 2.0, 40, 400_000),
+    complete(1, 0.30, 1.5, 5, 40_000),
+    complete(2, 0.25, 1.0, 2, 20_000),
+    complete(3, 0.40, 0.5, 1, 10_000),
+    {"trial": 4, "baseline": "", "state": "failed", "reason": "loss is NaN", "train_s": 3.5},
+]
+FINALS: dict[int, Row] = {
+    2: {
+        "latency_s": 1.1e-3,
+        "latency_lo_s": 1.05e-3,
+        "latency_hi_s": 1.15e-3,
+        "latency_ratio": 0.5,
+        "test_error": 0.22,
+        "flops_dense": 7,
+    }
+}
+
+
+def results(
+    folder: Path,
+    goals: str = "error,latency,flops",
+    limits: tuple[str, ...] = (),
+    finals: dict[int, Row] | None = None,
+) -> Results:
+    parsed = tuple(constraint(text) for text in limits)
+    return Results(folder, ROWS, CANDIDATES, objectives(goals), parsed, "cpu", finals or {})
+
+
+# What is on the front
+
+
+def test_the_front_is_complete_feasible_and_not_dominated(tmp_path: Path) -> None:
+    assert results(tmp_path).front == [0, 2, 3]
+    assert results(tmp_path, limits=("latency_ms<=1.2",)).front == [2, 3]
+    assert results(tmp_path, limits=("latency_ms<=0.1",)).front == []
+
+
+def test_costs_are_compared_with_the_first_baseline(tmp_path: Path) -> None:
+    found = results(tmp_path, "error,latency,energy,flops,params,memory")
+    latency, energy, flops, params, memory = found.costs
+    assert found.fewer(2, flops) == 20
+    assert found.fewer(2, params) == found.fewer(2, memory) == 20
+    # The paired ratio, not the ratio of two latencies measured at different times.
+    assert found.fewer(2, latency) == 2
+    assert found.fewer(2, energy) is None
+
+
+def test_latencies_measured_again_replace_the_first_ones_of_the_front(tmp_path: Path) -> None:
+    found = results(tmp_path, finals=FINALS)
+    assert found.row(2)["latency_s"] == 1.1e-3
+    assert found.row(2)["test_error"] == 0.22
+    # Counts are exact, and the search's own record stays.
+    assert found.row(2)["flops_dense"] == 40_000_000
+    assert found.rows[2]["latency_s"] == 1e-3
+
+
+def test_a_violation_is_the_largest_share_above_a_limit(tmp_path: Path) -> None:
+    found = results(tmp_path, limits=("latency_ms<=1.0", "flops<=4e6"))
+    assert found.violation(1) == pytest.approx(0.5)
+    assert found.violation(2) == 0
+    assert found.violation(4) is None
+
+
+def test_the_metric_is_the_column_that_equals_the_error(tmp_path: Path) -> None:
+    assert results(tmp_path).metric == "WER"
+
+
+# Tables
+
+
+def test_trials_csv_has_the_columns_users_hold_on_to(tmp_path: Path) -> None:
+    columns = list(report.trials(results(tmp_path)).columns)
+    assert columns[:18] == [
+        "trial", "state", "p:gate_width", "p:hidden_size", "error", "wer", "cer", "latency_s",
+        "latency_lo_s", "latency_hi_s", "latency_ratio", "energy_j", "flops_dense",
+        "flops_effective", "params", "params_nonzero", "weight_bytes", "on_front",
+    ]  # fmt: skip
+    assert columns[18:25] == [
+        "candidate", "baseline", "feasible", "violation", "reason", "flags", "train_s",
+    ]  # fmt: skip
+
+
+def test_trials_csv_reads_back_and_an_empty_cell_is_unavailable(tmp_path: Path) -> None:
+    report.write(results(tmp_path))
+    text = (tmp_path / "trials.csv").read_text()
+    assert text.splitlines()[1].startswith("0,complete,,64,0.2,0.2,0.1,0.002,")
+    table = pd.read_csv(tmp_path / "trials.csv")
+    assert table["trial"].tolist() == [0, 1, 2, 3, 4]
+    assert table["on_front"].tolist() == [True, False, True, True, False]
+    assert table["energy_j"].isna().all()
+    assert table["params_nonzero"].tolist()[:4] == [400_000, 40_000, 20_000, 10_000]
+    assert ",40000," in text, "a whole number stays whole beside a gap"
+    for name in ("error", "latency_s", "flops_effective"):
+        assert table[name].tolist()[:4] == [row[name] for row in ROWS[:4]]
+    assert table["reason"][4] == "loss is NaN"
+
+
+def test_pareto_csv_and_json_hold_the_front_with_its_ratios(tmp_path: Path) -> None:
+    report.write(results(tmp_path, finals=FINALS))
+    rows = json.loads((tmp_path / "pareto.json").read_text())
+    assert [row["trial"] for row in rows] == [0, 2, 3]
+    assert rows[1]["candidate"] == "H-LSTM 2x48, gates 1x32 direct, gp 10.0%"
+    assert rows[1]["flops_effective_fewer"] == 20
+    assert rows[1]["energy_j"] is None
+    assert rows[1]["energy_j_fewer"] is None
+    assert rows[1]["latency_s"] == 1.1e-3
+    table = pd.read_csv(tmp_path / "pareto.csv")
+    assert table["trial"].tolist() == [0, 2, 3]
+    assert table["params_nonzero_fewer"].tolist() == [1, 20, 40]
+    assert table["on_front"].all()
+
+
+def test_the_printed_csv_and_json_are_those_of_the_files(tmp_path: Path) -> None:
+    found = results(tmp_path)
+    report.write(found)
+    for form in ("csv", "json"):
+        assert report.front_text(found, form) == (tmp_path / f"pareto.{form}").read_text()
+
+
+def lines_of(found: Results) -> list[str]:
+    """Return the table's lines, runs of blanks as one."""
+    text = report.front_text(found, "table")
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_the_table_shows_front_and_baselines_with_ratios(tmp_path: Path) -> None:
+    lines = lines_of(results(tmp_path, finals=FINALS))
+    assert "* 0 LSTM 2x64, dense [dense_lstm] 20.00 - 2 ±0.08 1x 40 1x 400 1x" in lines
+    assert (
+        "* 2 H-LSTM 2x48, gates 1x32 direct, gp 10.0% 25.00 22.00 1.1 ±0.05 2x 2 20x 20 20x"
+    ) in lines
+    # A baseline off the front stands below it.
+    assert lines.index("1 LSTM 2x64, gmp 10.0% [pruned_lstm] 30.00 - 1.5 ±0.06 1.33x 5 8x 40 10x")
+    assert "* on the front; x fewer: against trial 0, dense_lstm" in lines
+    assert "5 trials: 4 complete, 1 failed; reasons in trials.csv" in lines
+
+
+def test_the_table_says_what_is_unavailable_and_why(tmp_path: Path) -> None:
+    reading = {"quantities": {"energy_j": {"value": None, "reason": "not asked for"}}}
+    (tmp_path / "trials/0").mkdir(parents=True)
+    (tmp_path / "trials/0/reading.json").write_text(json.dumps(reading))
+    assert "energy: unavailable, not asked for" in lines_of(results(tmp_path))
+    # What the device says goes before that.
+    (tmp_path / "device.json").write_text('{"unavailable": {"energy_j": "no RAPL here"}}')
+    assert "energy: unavailable, no RAPL here" in lines_of(results(tmp_path))
+
+
+def test_the_table_names_the_nearest_trial_if_none_is_feasible(tmp_path: Path) -> None:
+    assert (
+        "0 of 4 complete trials meet latency_ms<=0.4; nearest is trial 3 "
+        "(H-LSTM 2x48, gates 1x32 direct, gp 5.0% units), 25% above a limit"
+    ) in lines_of(results(tmp_path, limits=("latency_ms<=0.4",)))
+
+
+def test_a_study_without_trials_has_tables_and_no_picture(tmp_path: Path) -> None:
+    empty = Results(tmp_path, [], {}, objectives("error,flops"))
+    report.write(empty)
+    assert (tmp_path / "trials.csv").read_text().startswith("trial,state,error,")
+    assert json.loads((tmp_path / "pareto.json").read_text()) == []
+    assert "no trial is finished" in lines_of(empty)
+    assert not (tmp_path / "pareto.png").exists()
+
+
+# Pictures
+
+
+def test_the_staircase_is_the_front_of_one_panel(tmp_path: Path) -> None:
+    found = results(tmp_path)
+    latency, flops = found.costs
+    assert staircase(points(found, flops)) == [(1, 40), (2, 25), (40, 20)]
+    assert is_wide(points(found, flops))
+    assert not is_wide(points(found, latency))
+
+
+def test_a_point_has_its_interval_and_its_rank(tmp_path: Path) -> None:
+    found = results(tmp_path, limits=("latency_ms<=1.7",))
+    reference, pruned, grown, _ = points(found, found.costs[0])
+    assert (reference.rank, pruned.rank, grown.rank) == ("infeasible", "dominated", "front")
+    assert (pruned.x, pruned.error, pruned.baseline) == (1.5, 30, "pruned_lstm")
+    assert pruned.below == pytest.approx(0.06)
+    assert (pruned.cell, grown.cell, grown.schedule) == ("LSTM", "H-LSTM", "gp")
+
+
+def test_hopeless_trials_do_not_flatten_the_picture(tmp_path: Path) -> None:
+    found = results(tmp_path)
+    assert ceiling(found) is None
+    rows = [*ROWS[:4], complete(4, 0.99, 2.5, 50, 500_000)]
+    bad = Results(tmp_path, rows, CANDIDATES, found.goals)
+    assert ceiling(bad) == pytest.approx(52)
+
+
+@pytest.mark.parametrize(
+    ("goals", "panels"),
+    [("error,flops", 1), ("error,latency,flops", 2), ("error,latency,flops,params,memory", 4)],
+)
+def test_the_pictures_have_a_panel_a_cost(tmp_path: Path, goals: str, panels: int) -> None:
+    report.write(results(tmp_path, goals, ("latency_ms<=1.7", "flops<=20e6"), FINALS))
+    image = (tmp_path / "pareto.png").read_bytes()
+    assert image.startswith(b"\x89PNG")
+    assert len(image) > 20_000
+    page = (tmp_path / "pareto.html").read_text()
+    axes = set(re.findall(r'"title":\{"text":"([^"]+ \([^"]+\))"\}', page))
+    assert len(axes) == panels + 1, "every axis has its unit"
+    assert "WER on the development split (%)" in axes
+
+
+def test_the_page_opens_offline_and_shows_the_candidate(tmp_path: Path) -> None:
+    report.write(results(tmp_path))
+    page = (tmp_path / "pareto.html").read_text()
+    assert re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=[\"']?(?:https?:)?//", page) == []
+    figure = page[page.rindex("Plotly.newPlot") :]
+    assert "H-LSTM 2x48, gates 1x32 direct, gp 10.0%" in figure
+    assert "hidden_size = 48" in figure
+    assert "pruned lstm" in figure

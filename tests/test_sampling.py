@@ -1,0 +1,79 @@
+from typing import Any
+
+import optuna
+import pytest
+
+from gpsearch.sampling import SpaceExhausted, propose
+from gpsearch.space import Space
+
+SPACE = Space.read("tests/toy.toml")
+
+
+def finish(proposal, values=(0.5, 1.0)):
+    return optuna.trial.create_trial(
+        values=list(values), params=proposal.params, distributions=proposal.distributions
+    )
+
+
+def ask(finished, **more):
+    flags: dict[str, Any] = {"goals": 2, "sampler": "tpe", "seed": 0} | more
+    return propose(finished, SPACE, **flags)
+
+
+def walk(count, seed=0, sampler="tpe"):
+    finished: list[Any] = []
+    proposals = []
+    for number in range(count):
+        proposals.append(ask(finished, seed=seed, sampler=sampler))
+        finished.append(finish(proposals[-1], (1 / (1 + number), number)))
+    return proposals, finished
+
+
+def test_the_baselines_come_first():
+    proposals, _ = walk(3)
+
+    assert [p.baseline for p in proposals] == ["dense_lstm", "pruned_lstm", ""]
+    assert proposals[0].candidate == SPACE.baseline_candidates()["dense_lstm"]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_a_proposal_depends_on_the_finished_trials_and_the_seed_alone(sampler):
+    proposals, finished = walk(16, sampler=sampler)
+
+    for number in (2, 9, 15):
+        again = ask(finished[:number], sampler=sampler)
+        assert again.candidate == proposals[number].candidate
+    assert ask(finished[:9], seed=1, sampler=sampler).candidate != proposals[9].candidate
+
+
+def test_no_candidate_is_proposed_twice():
+    candidates = [proposal.candidate for proposal in walk(25)[0]]
+
+    assert len(set(candidates)) == len(candidates)
+
+
+def test_what_had_begun_is_proposed_again():
+    params = ask([], seed=5).params | {"learning_rate": 0.01}
+
+    assert ask([], params=params).candidate.training.learning_rate == 0.01
+
+
+def test_conditional_parameters_are_only_there_where_they_mean_something():
+    for proposal in walk(20)[0]:
+        deep = proposal.candidate.architecture.gate_depth > 0
+        assert any("gate_width" in name for name in proposal.params) == deep
+
+
+def test_an_exhausted_space_says_so(tmp_path):
+    (tmp_path / "two.toml").write_text(
+        "[architecture]\ngate_depth = [0, 1]\n[baselines.a]\n"
+        "architecture.gate_depth = 0\n[baselines.b]\n"
+        "architecture.gate_depth = 1\n"
+    )
+    space = Space.read(str(tmp_path / "two.toml"))
+    finished: list[Any] = []
+    for _ in range(2):
+        proposal = propose(finished, space, goals=2, sampler="random", seed=0)
+        finished.append(finish(proposal))
+    with pytest.raises(SpaceExhausted):
+        propose(finished, space, goals=2, sampler="random", seed=0)

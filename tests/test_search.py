@@ -1,0 +1,227 @@
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpsearch.errors import UserError
+from gpsearch.search import Search, StudyFailed, TimeUp
+from gpsearch.settings import Settings
+from gpsearch.study import Study
+from tests.toy import ToyTask
+
+ROOT = Path(__file__).parents[1]
+TOY = {"task": "tests.toy:ToyTask", "space": str(ROOT / "tests" / "toy.toml")}
+NOISE = ("latency", "train_s", "peak_memory", "flags", "power")
+
+
+class Silent:
+    """A listener that only remembers."""
+
+    def __init__(self):
+        self.rows, self.finals = [], {}
+
+    def trial_begins(self, number, proposal):
+        pass
+
+    def epoch_ends(self, number, epoch, epochs):
+        pass
+
+    def trial_ends(self, number, row):
+        self.rows.append(row)
+
+    def final_ends(self, number, row):
+        self.finals[number] = row
+
+
+def a_study(folder, **flags):
+    return Study.create(folder, Settings.of({**TOY, "objectives": "error,flops", **flags}))
+
+
+def run(study):
+    listener = Silent()
+    Search(study, listener).run()
+    return listener
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One small study, run to its end."""
+    study = a_study(tmp_path_factory.mktemp("study") / "toy", budget=5)
+    return study, run(study)
+
+
+def test_every_trial_is_trained_compacted_and_measured(finished):
+    study, listener = finished
+
+    assert [row["trial"] for row in listener.rows] == [0, 1, 2, 3, 4]
+    assert [row["baseline"] for row in listener.rows] == ["dense_lstm", "pruned_lstm", "", "", ""]
+    for row in listener.rows:
+        assert row["state"] == "complete"
+        assert 0 <= row["error"] <= 1
+        assert row["flops_effective"] <= row["flops_dense"]
+        assert row["latency_lo_s"] <= row["latency_s"] <= row["latency_hi_s"]
+        names = {path.name for path in study.trial_folder(row["trial"]).iterdir()}
+        assert {"candidate.toml", "history.csv", "reading.json", "log.txt"} <= names
+        assert "checkpoint.pt" not in names
+
+
+def test_models_are_kept_for_the_front_only(finished):
+    study, _ = finished
+    kept = {int(path.parent.name) for path in study.folder.glob("trials/*/model.pt")}
+
+    assert kept == Search(study, Silent()).front()
+
+
+def test_the_front_is_measured_again_and_scored_on_the_test_split_once(finished):
+    study, listener = finished
+
+    assert listener.finals.keys() == Search(study, Silent()).front()
+    assert all(0 <= row["test_error"] <= 1 for row in listener.finals.values())
+    assert run(study).finals == {}
+
+
+def test_a_larger_budget_goes_on_where_the_study_ended(tmp_path):
+    study = a_study(tmp_path / "toy", budget=3)
+    first = run(study)
+    study.extend(4)
+
+    assert [row["trial"] for row in run(study).rows] == [3]
+    assert [row["trial"] for row in study.rows()] == [0, 1, 2, 3]
+    assert study.rows()[:3] == first.rows
+
+
+def test_a_candidate_that_cannot_meet_a_constraint_is_gated_before_it_trains(tmp_path):
+    study = a_study(tmp_path / "toy", budget=2, constraint=("params<=100",))
+    rows = run(study).rows
+
+    assert [row["state"] for row in rows] == ["gated", "gated"]
+    assert "params<=100 would be missed by" in rows[0]["reason"]
+    assert not (study.trial_folder(0) / "history.csv").exists()
+    assert (
+        study.finished()[0].constraints["params<=100"] > 0
+        if rows[0].get("params_nonzero")
+        else True
+    )
+
+
+def test_the_time_limit_stops_a_trial_that_then_goes_on(tmp_path):
+    study = a_study(tmp_path / "toy", budget=2, timeout="0.01s")
+    with pytest.raises(TimeUp):
+        run(study)
+    assert study.rows() == []
+    assert (study.trial_folder(0) / "checkpoint.pt").exists()
+
+    study.extend(None)
+    assert len(run(study).rows) == 2
+
+
+class FailsOften(ToyTask):
+    def loss(self, model, batch):
+        return super().loss(model, batch) * float("nan")
+
+
+def test_failures_are_recorded_and_a_hopeless_study_gives_up(tmp_path):
+    study = a_study(tmp_path / "toy", budget=9, task="tests.test_search:FailsOften")
+    with pytest.raises(StudyFailed, match=r"first 3 trials all failed.* the loss is nan"):
+        run(study)
+
+    assert [row["state"] for row in study.rows()] == ["failed"] * 3
+    assert "lower training.learning_rate" in study.rows()[0]["reason"]
+    assert "Traceback" in (study.trial_folder(0) / "log.txt").read_text()
+
+
+def test_energy_without_a_counter_is_refused_at_the_start(tmp_path):
+    study = a_study(tmp_path / "toy", objectives="error,energy", device="tests.test_search:NoMeter")
+    with pytest.raises(UserError, match="cannot measure it: no counter here"):
+        Search(study, Silent())
+
+
+class NoMeter:
+    """A device without an energy counter."""
+
+    api_version = "1"
+
+    def probe(self):
+        from gpsearch.profiling import DeviceFacts
+
+        return DeviceFacts("toy", {}, unavailable={"energy_j": "no counter here"})
+
+    def load(self, model, example):
+        raise RuntimeError("never asked")
+
+    def run(self, handles, schedule):
+        raise RuntimeError("never asked")
+
+    def close(self):
+        pass
+
+
+def command(folder, *more):
+    return [sys.executable, "-m", "gpsearch", *more, str(folder)]
+
+
+def values(folder):
+    """Return trials.csv without what differs from run to run: times and latencies."""
+    with (folder / "trials.csv").open() as file:
+        return [
+            {k: v for k, v in row.items() if not k.startswith(NOISE)}
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_a_study_killed_at_random_moments_ends_like_an_undisturbed_one(tmp_path):
+    flags = ["run", "--task", TOY["task"], "--space", TOY["space"], "--objectives", "error,flops",
+             "--budget", "12"]  # fmt: skip
+    null = subprocess.DEVNULL
+    quiet: dict[str, Any] = {"stdout": null, "stderr": null, "cwd": ROOT}
+    subprocess.run(command(tmp_path / "a", *flags, "--out"), check=True, **quiet)
+
+    moments = random.Random(int(time.time()))
+    killed = command(tmp_path / "b", *flags, "--out")
+    for _ in range(3):
+        process = subprocess.Popen(killed, **quiet)
+        deadline = time.monotonic() + moments.uniform(4, 9)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if (tmp_path / "b" / "config.toml").exists():
+            killed = command(tmp_path / "b", "resume")
+    subprocess.run(killed, check=True, **quiet)
+
+    assert len(values(tmp_path / "b")) == 12
+    assert values(tmp_path / "b") == values(tmp_path / "a")
+
+
+def test_a_second_run_on_a_folder_is_refused(tmp_path):
+    study = a_study(tmp_path / "toy", budget=2)
+    with study.locked():
+        second = subprocess.run(
+            command(study.folder, "resume"), cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    assert second.returncode == 2
+    assert "another gpsearch works on this study" in second.stderr
+    assert len(second.stderr.strip().splitlines()) == 1
+
+
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path):
+    flags = ["run", "--task", TOY["task"], "--space", TOY["space"], "--out"]
+    process = subprocess.Popen(
+        command(tmp_path / "c", *flags), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    process.stderr.readline()  # the first trial begins
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert f"gpsearch resume {tmp_path / 'c'}" in err
+    assert "Traceback" not in err

@@ -1,0 +1,57 @@
+import pytest
+
+from gpsearch.errors import UserError
+from gpsearch.settings import Settings, parse_seconds
+
+
+def test_settings_survive_their_file(tmp_path):
+    settings = Settings.of({"budget": 7, "constraint": ("latency_ms<=5",), "timeout": "2h"})
+    path = tmp_path / "config.toml"
+    path.write_text(settings.to_toml())
+
+    assert Settings.of(Settings.read(path)) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("45s", 45), ("90m", 5400), ("1.5h", 5400), ("10", 10), ("", float("inf"))],
+)
+def test_times(text, seconds):
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"budget": 0}, "--budget = 0 should be 1 or more"),
+        ({"timeout": "soon"}, "'soon' should look like"),
+        ({"timeout": "0m"}, "'0m' should look like"),
+        ({"sampler": "magic"}, "'magic' is not one of tpe"),
+        ({"objectives": "error"}, "at least one cost"),
+        ({"constraint": ("x<=1",)}, "'x' is none of"),
+        ({"seed": -1}, "--seed = -1 should be 0 or more"),
+    ],
+)
+def test_wrong_flags_are_named(rows, message):
+    with pytest.raises(UserError, match=message):
+        Settings.of(rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("budged = 5", "has no key 'budged'"),
+        ("budget = 'many'", "budget = 'many' should be of type int"),
+        ("budget == 3", "not valid TOML .*line 1"),
+    ],
+)
+def test_wrong_config_files_are_named(tmp_path, text, message):
+    path = tmp_path / "my.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"my.toml.*{message}"):
+        Settings.read(path)
+
+
+def test_a_missing_config_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"absent\.toml: cannot be read"):
+        Settings.read(tmp_path / "absent.toml")
