@@ -13,6 +13,7 @@ A map, in reading order:
     cell        `HLSTM` and `HLSTMCell`, with the equations
     kernels     the recurrence itself, over time and over ragged batches
     compact     `compact`: the smallest module with equal outputs
+    compact_units  which units a model has, who makes them and who reads them
     flops       how many FLOPs and weights a model has
     profiling   `measure`: a model on a device; `find_device`: a device by its name
     candidate   one point of a search space: architecture, schedule, training

@@ -40,6 +40,10 @@ class Progress:
         self.trials_here = 0
         self.what = ""
 
+    def note(self, text: str) -> None:
+        """Say something that the user should know."""
+        self._line(f"note: {text}")
+
     def trial_begins(self, number: int, proposal: Proposal) -> None:
         """Say what is tried."""
         baseline = f"baseline {proposal.baseline}: " if proposal.baseline else ""

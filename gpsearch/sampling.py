@@ -42,7 +42,7 @@ def propose(
     seed: int,
     params: dict[str, Any] | None = None,
 ) -> Proposal:
-    """Return the next candidate: the space's baselines first, then what the sampler suggests.
+    """Return the next candidate: the space's baselines, its defaults, then the sampler's ideas.
 
     The sampler is made anew for every proposal, from the seed and the number of finished trials,
     and sees the finished trials only; so a study that is killed and resumed repeats nothing and
@@ -60,10 +60,12 @@ def propose(
         SpaceExhausted: Nothing new was found in `ATTEMPTS` draws.
     """
     number = len(finished)
-    baselines = list(space.baselines().items())
-    name = baselines[number][0] if number < len(baselines) else ""
-    fixed = params or (baselines[number][1] if name else None)
     tried = {_key(trial.params) for trial in finished}
+    given = [*space.baselines().items(), ("", space.defaults())]
+    name, start = given[number] if number < len(given) else ("", None)
+    if start is not None and not name and _key(start) in tried:
+        start = None
+    fixed = params or start
     for attempt in range(ATTEMPTS):
         draw = _draw(finished, space, goals, sampler, (seed, number, attempt), fixed)
         if fixed is not None or _key(draw.params) not in tried:

@@ -50,6 +50,9 @@ GIVE_UP_AFTER = 3
 class Listener(Protocol):
     """Told what happens; `gpsearch.cli` prints it."""
 
+    def note(self, text: str) -> None:
+        """Something was decided that the user should know."""
+
     def trial_begins(self, number: int, proposal: Proposal) -> None:
         """A trial begins, or goes on."""
 
@@ -94,6 +97,8 @@ class Search:
         self._check_device()
         data = Path(self.settings.data) if self.settings.data else None
         self.task = tasks.find(self.settings.task, data)
+        for note in self.task.notes:
+            listener.note(note)
         self.deadline = time.monotonic() + self.settings.timeout_s
         self.reference = reference_model(self.space, self.task)
         study.save_facts(self.facts)

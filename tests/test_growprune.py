@@ -248,7 +248,7 @@ class TestWholeUnits:
         assert masks.masks["weight_hh_l0"].any(0).equal(rows[0])
         dead = int((~rows[0]).sum())
         assert dead > 0
-        assert lstm.bias_ih_l0.view(4, 8)[:, ~rows[0]].count_nonzero() == 0
+        assert lstm.get_parameter("bias_ih_l0").view(4, 8)[:, ~rows[0]].count_nonzero() == 0
 
     def test_gp_seeds_grows_and_prunes_units_and_leaves_none_empty(self):
         model = HLSTM(6, 8, gate_hidden=(8,))

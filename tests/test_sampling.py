@@ -33,6 +33,7 @@ def test_the_baselines_come_first():
     proposals, _ = walk(3)
 
     assert [p.baseline for p in proposals] == ["dense_lstm", "pruned_lstm", ""]
+    assert proposals[2].candidate.in_short() == "H-LSTM 2x8, gates 1x6, gp 20.0%"
     assert proposals[0].candidate == SPACE.baseline_candidates()["dense_lstm"]
 
 

@@ -25,7 +25,10 @@ class Silent:
     """A listener that only remembers."""
 
     def __init__(self):
-        self.rows, self.finals = [], {}
+        self.rows, self.finals, self.notes = [], {}, []
+
+    def note(self, text):
+        self.notes.append(text)
 
     def trial_begins(self, number, proposal):
         pass
@@ -60,6 +63,7 @@ def finished(tmp_path_factory):
 def test_every_trial_is_trained_compacted_and_measured(finished):
     study, listener = finished
 
+    assert listener.notes == ["two tones, made up"]
     assert [row["trial"] for row in listener.rows] == [0, 1, 2, 3, 4]
     assert [row["baseline"] for row in listener.rows] == ["dense_lstm", "pruned_lstm", "", "", ""]
     for row in listener.rows:

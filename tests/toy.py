@@ -30,6 +30,7 @@ class ToyModel(nn.Module):
 
 class ToyTask:
     name, metric = "toy", "err"
+    notes: tuple[str, ...] = ("two tones, made up",)
 
     def __init__(self, data: Path | None = None) -> None:
         random = torch.Generator().manual_seed(1)

@@ -16,7 +16,7 @@ from gpsearch.profiling.host import Host
 from gpsearch.profiling.intervals import quantile
 from gpsearch.profiling.quantity import Quantity
 
-PROTOCOL = "aba-1"
+PROTOCOL = "aba-2"
 """The protocol is part of the number: readings of different protocols are not compared."""
 STALLED = 0.5
 """Share of a reading in which tasks waited for a processor, above which it is flagged."""

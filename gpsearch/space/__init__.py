@@ -91,6 +91,12 @@ class Space:
             found[name] = trial.params
         return found
 
+    def defaults(self) -> dict[str, Any]:
+        """Return the Optuna parameters of the candidate that has every default."""
+        trial = _Chosen(self._defaults())
+        self.suggest(trial)
+        return trial.params
+
     def baseline_candidates(self) -> dict[str, Candidate]:
         """Return the baselines."""
         return {name: self.candidate(rows) for name, rows in self.overrides.items()}

@@ -25,6 +25,8 @@ class Task(Protocol):
     name: str
     metric: str
     """What `error` is called in the tables, such as "wer"; lower is better."""
+    notes: tuple[str, ...]
+    """What was decided for the user while loading the data, to be told at the start."""
 
     def build(self, architecture: Architecture) -> nn.Module:
         """Return a fresh model of this shape, initialised from torch's global generator."""

@@ -22,9 +22,10 @@ from gpsearch.cell import HLSTM
 from gpsearch.errors import UserError
 from gpsearch.tasks import Split, features
 from gpsearch.tasks import corpus as corpora
-from gpsearch.tasks.ctc import greedy
+from gpsearch.tasks.ctc import beam_search, greedy
 
 BATCH_SIZE_EVAL = 32
+BEAM_WIDTH = 16
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ class SpeechTask:
     def __init__(self, data: Path | None = None) -> None:
         self.corpus = corpora.load_an4() if data is None else corpora.load(data)
         self.alphabet = self.corpus.alphabet
+        self.notes = self.corpus.notes
 
     def build(self, architecture: Architecture) -> SpeechModel:
         """Return a fresh network of this shape."""
@@ -215,20 +217,28 @@ class SpeechTask:
         ) / len(batch.lengths)  # fmt: skip
 
     def evaluate(self, model: nn.Module, split: Split = "dev") -> dict[str, float]:
-        """Return word and character error rates (fractions) of greedy decoding."""
+        """Return word and character error rates (fractions) of greedy decoding.
+
+        The test split is scored by a beam search as well (wer_beam).
+        """
         import jiwer
 
-        truth, heard = [], []
-        for utterance, text in zip(*self.transcribe(model, split), strict=True):
-            truth.append(utterance.text)
-            heard.append(text)
-        return {"wer": jiwer.wer(truth, heard), "cer": jiwer.cer(truth, heard)}
+        utterances, heard = self.transcribe(model, split)
+        truth = [utterance.text for utterance in utterances]
+        rates = {"wer": jiwer.wer(truth, heard), "cer": jiwer.cer(truth, heard)}
+        if split == "test":
+            _, better = self.transcribe(model, split, beam_width=BEAM_WIDTH)
+            rates["wer_beam"] = jiwer.wer(truth, better)
+        return rates
 
     @torch.inference_mode()
     def transcribe(
-        self, model: nn.Module, split: Split = "dev"
+        self, model: nn.Module, split: Split = "dev", *, beam_width: int = 0
     ) -> tuple[list[corpora.Utterance], list[str]]:
-        """Return a split's utterances, shortest first, and what the model hears in them."""
+        """Return a split's utterances, shortest first, and what the model hears in them.
+
+        Decoding is greedy, or a prefix beam search of ``beam_width`` if that is above 0.
+        """
         model.eval()
         device = next(model.parameters()).device
         utterances = sorted(self.corpus.split(split), key=lambda u: len(u.levels))
@@ -236,7 +246,13 @@ class SpeechTask:
         for start in range(0, len(utterances), BATCH_SIZE_EVAL):
             batch = self._batch(utterances[start : start + BATCH_SIZE_EVAL])
             scores, steps = model(batch.features.to(device), batch.lengths.to(device))
-            heard += greedy(scores.cpu(), steps.cpu(), self.alphabet)
+            if beam_width:
+                heard += [
+                    beam_search(row[:count], self.alphabet, width=beam_width)
+                    for row, count in zip(scores.cpu(), steps.tolist(), strict=True)
+                ]
+            else:
+                heard += greedy(scores.cpu(), steps.cpu(), self.alphabet)
         return utterances, heard
 
     def example(self) -> tuple[Tensor, ...]:

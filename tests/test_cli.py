@@ -1,0 +1,144 @@
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gpsearch.cli import app, main
+from gpsearch.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+TOY = ["--task", "tests.toy:ToyTask"]
+
+
+def call(*words):
+    """Run a command as the shell would: (exit code, stdout, stderr)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gpsearch", *map(str, words)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "toy"
+    code, out, err = call(
+        "run", *TOY, "--space", "tests/toy.toml", "--budget", 3, "--out", folder,
+        "--objectives", "error,flops,latency",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "Pareto front" in out
+    return folder
+
+
+def test_a_run_leaves_the_whole_results_folder(folder):
+    names = {path.name for path in folder.iterdir()}
+
+    assert names >= {
+        "config.toml", "space.toml", "device.json", "environment.json", "study.db",
+        "trials.csv", "pareto.csv", "pareto.json", "pareto.png", "pareto.html", "trials",
+    }  # fmt: skip
+    rows = list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
+    assert [row["trial"] for row in rows] == ["0", "1", "2"]
+    assert json.loads((folder / "device.json").read_text())["name"] == "cpu"
+
+
+def test_front_prints_what_pareto_csv_and_json_hold(folder):
+    assert call("front", folder)[0] == 0
+    assert call("front", folder, "-f", "csv")[1] == (folder / "pareto.csv").read_text()
+    assert json.loads(call("front", folder, "-f", "json")[1])
+
+
+def test_profile_measures_a_model_of_the_front(folder):
+    model = next(folder.glob("trials/*/model.pt")).parent
+    code, out, _ = call("profile", model, *TOY)
+
+    assert code == 0
+    assert "latency_s" in out
+    assert "flops_effective" in out
+
+
+def test_train_and_profile_a_candidate(tmp_path):
+    candidate = tmp_path / "c.toml"
+    candidate.write_text(
+        "[architecture]\nhidden_size = 6\ngate_width = 4\n[schedule]\nname = 'gp'\n"
+        "[training]\nepochs = 4\nbatch_size = 16\n"
+    )
+    code, out, err = call("train", candidate, *TOY, "--out", tmp_path / "t")
+    assert code == 0, err
+    assert "test: err" in out
+    assert (tmp_path / "t" / "history.csv").exists()
+    assert call("profile", candidate, *TOY)[0] == 0
+    assert call("profile", tmp_path / "t", *TOY)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "--budget", "0"], "--budget = 0"),
+        (["run", "--objectives", "error,speed"], "'speed' is none of"),
+        (["run", "--constraint", "latency"], "should look like"),
+        (["run", "--space", "nowhere"], "'nowhere'"),
+        (["run", "--space", "nowhere.toml"], "nowhere.toml"),
+        (["run", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
+        (["run", "--device", "abacus"], "'abacus'"),
+        (["run", "--task", "juggling"], "'juggling'"),
+        (["run", "--task", "nowhere:Task"], "'nowhere:Task' cannot be imported"),
+        (["run", "--data", "nowhere"], "nowhere"),
+        (["run", "--objectives", "error,energy"], "cannot measure"),
+        (["resume", "nowhere"], "no results folder"),
+        (["front", "nowhere"], "no results folder"),
+        (["train", "nowhere.toml"], "nowhere.toml: cannot be read"),
+        (["profile", "nowhere"], "no such model"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(words, message, tmp_path, capsys, monkeypatch):
+    if words[:3] == ["run", "--objectives", "error,energy"]:
+        pytest.importorskip("gpsearch.profilers.cpu")
+        if Path("/sys/class/powercap/intel-rapl").exists():
+            pytest.skip("this machine has an energy counter")
+    out = ["--out", str(tmp_path / "r")] if words[0] == "run" else []
+    result = CliRunner().invoke(app, [*words, *out])
+
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def test_the_front_door_turns_a_mistake_into_exit_2(capsys):
+    def mistaken():
+        raise UserError("what, where, the mend")
+
+    with pytest.raises(SystemExit) as stop:
+        main(mistaken)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "gpsearch: what, where, the mend\n"
+
+
+def test_unknown_flags_exit_with_2():
+    assert call("run", "--budged", 3)[0] == 2
+
+
+@pytest.mark.parametrize("command", ["devices", "tasks", "spaces"])
+def test_the_lists(command):
+    result = CliRunner().invoke(app, [command])
+
+    assert result.exit_code == 0
+    assert {"devices": "cpu", "tasks": "speech", "spaces": "hlstm"}[command] in result.output
+
+
+def test_flags_can_stand_in_a_file(tmp_path):
+    (tmp_path / "mine.toml").write_text('budget = 2\nobjectives = "error,params"\nseed = 4\n')
+    code, _, err = call(
+        "run", *TOY, "--space", "tests/toy.toml", "--config", tmp_path / "mine.toml",
+        "--seed", 5, "--out", tmp_path / "r",
+    )  # fmt: skip
+
+    assert code == 0, err
+    config = (tmp_path / "r" / "config.toml").read_text()
+    assert 'objectives = "error,params"' in config
+    assert "seed = 5" in config

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch import nn
+
+from gpsearch import profiling
+from gpsearch.deploy import (
+    columns,
+    load_model,
+    read_costs,
+    reference_model,
+    reference_name,
+    save_model,
+    untrained,
+)
+from gpsearch.errors import UserError
+from gpsearch.space import Space
+from tests.toy import ToyTask
+
+SPACE = Space.read("tests/toy.toml")
+
+
+def test_a_reading_has_every_cost():
+    task = ToyTask()
+    reference = reference_model(SPACE, task)
+    reading = read_costs(
+        profiling.find("cpu"), reference, task, reference=reference, max_seconds=0.2
+    )
+    row = columns(reading)
+
+    assert row["params"] == sum(p.numel() for p in reference.parameters())
+    assert row["latency_lo_s"] <= row["latency_s"] <= row["latency_hi_s"]
+    assert row["latency_ratio"] == pytest.approx(1, abs=0.3)
+    assert {"flops_dense", "flops_effective", "weight_bytes", "energy_j"} <= row.keys()
+
+
+def test_the_reference_is_the_first_baseline_and_always_the_same():
+    first, again = (reference_model(SPACE, ToyTask()) for _ in range(2))
+
+    assert reference_name(SPACE) == "dense_lstm"
+    for a, b in zip(first.parameters(), again.parameters(), strict=True):
+        assert a.equal(b)
+
+
+def test_a_model_survives_its_file(tmp_path):
+    model = nn.LSTM(3, 4)
+    save_model(model, tmp_path / "model.pt")
+    x = torch.randn(5, 1, 3)
+
+    assert load_model(tmp_path / "model.pt")(x)[0].equal(model(x)[0])
+
+
+@pytest.mark.parametrize("content", [b"", b"half a model", None])
+def test_an_unreadable_model_is_named(tmp_path, content):
+    path = tmp_path / "model.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.pt: (not a readable model|no such model)"):
+        load_model(path)
+
+
+def test_a_file_of_something_else_is_named(tmp_path):
+    torch.save({"weights": 1}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="holds no model"):
+        load_model(tmp_path / "model.pt")
+
+
+def test_a_candidates_file_gives_its_model_at_its_final_density(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text(
+        "[architecture]\nhidden_size = 12\ngate_depth = 0\n"
+        '[schedule]\nname = "gmp"\nfinal_density = 0.25\n'
+    )
+    model = untrained(path, ToyTask())
+    weights = [p for n, p in model.named_parameters() if "weight" in n and "layers" in n]
+
+    assert sum(int(w.count_nonzero()) for w in weights) == round(0.25 * 4 * 12 * (3 + 12))

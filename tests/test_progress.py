@@ -1,0 +1,69 @@
+import pytest
+
+from gpsearch.candidate import Candidate
+from gpsearch.profiling import Quantity
+from gpsearch.progress import Progress, devices_text, diagnosis, epoch_line, quantity_text
+from gpsearch.sampling import Proposal
+from gpsearch.settings import Settings
+from gpsearch.study import Study
+from gpsearch.train import Epoch
+
+EPOCH = Epoch(2, "prune", 0.25, 1000, 3.5, 0.125, 0.001, 4.0, "prune 0.500 to 0.250")
+
+
+def test_a_log_file_reads_well(tmp_path, capsys):
+    settings = Settings.of({"space": "tests/toy.toml", "budget": 3})
+    renewed = []
+    progress = Progress(Study.create(tmp_path / "s", settings), lambda: renewed.append(1))
+
+    progress.trial_begins(0, Proposal(Candidate(), {}, {}, {}, "dense_lstm"))
+    progress.epoch_ends(0, EPOCH, 10)
+    row = {"state": "complete", "error": 0.125, "latency_s": 0.002, "flops_effective": 5e6}
+    progress.trial_ends(0, row)
+    progress.trial_begins(1, Proposal(Candidate(), {}, {}, {}))
+    progress.trial_ends(1, {"state": "failed", "reason": "the loss is nan"})
+
+    assert capsys.readouterr().err.splitlines() == [
+        "trial 1/3  baseline dense_lstm: H-LSTM 2x128, gates 1x64, dense",
+        "trial 1/3  epoch 3/10  prune  density 0.250  loss 3.500  dev error 12.50%  4.0 s  "
+        "(prune 0.500 to 0.250)  trial 0:28 left",
+        "trial 1/3  complete  error 12.5 %  latency 2 ms  flops 5 MFLOP",
+        "trial 2/3  H-LSTM 2x128, gates 1x64, dense",
+        "trial 2/3  failed  the loss is nan",
+    ]
+    assert renewed == [1, 1]
+
+
+def test_an_uneventful_epoch_is_short():
+    assert "(" not in epoch_line(Epoch(0, "dense", 1.0, 1, 1.0, 1.0, 0.1, 1.0, ""), 5)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "text"),
+    [
+        (
+            Quantity(0.002, "s", "measured", (0.0019, 0.0021), 100, "perf_counter", "process"),
+            "0.002 s  (95 %: 0.0019 to 0.0021)  measured, perf_counter",
+        ),
+        (Quantity(1234567, "1", "analytic"), "1,234,567  analytic"),
+        (Quantity.unavailable("J", "no counter"), "unavailable: no counter"),
+    ],
+)
+def test_a_quantity_tells_its_unit_spread_and_origin(quantity, text):
+    assert quantity_text(quantity) == text
+
+
+def test_devices_tell_what_they_can_and_why_not():
+    text = devices_text()
+
+    assert "cpu  (gpsearch" in text
+    assert "latency  yes, by perf_counter" in text
+    assert "gpu  (gpsearch" in text
+
+
+def test_the_doctor_looks_at_torch_devices_timing_and_disk():
+    text, healthy = diagnosis()
+
+    assert healthy
+    for word in ("torch", "cpu", "timing", "disk"):
+        assert word in text

@@ -1,0 +1,125 @@
+import json
+
+import optuna
+import pytest
+
+from gpsearch.errors import UserError
+from gpsearch.sampling import propose
+from gpsearch.settings import Settings
+from gpsearch.study import Study
+
+SPACE = "tests/toy.toml"
+ROW = {"trial": 0, "baseline": "", "state": "complete", "error": 0.25, "flops_effective": 100}
+
+
+def a_study(folder, **flags):
+    return Study.create(folder, Settings.of({"space": SPACE, "objectives": "error,flops", **flags}))
+
+
+def add(study, **row):
+    number = len(study.finished())
+    proposal = propose(study.finished(), study.space, goals=2, sampler="tpe", seed=0)
+    study.save_proposal(number, proposal)
+    settings = study.settings
+    study.add(proposal, {**ROW, "trial": number, **row}, settings.goals, settings.limits)
+
+
+def test_a_new_folder_holds_all_that_a_resume_needs(tmp_path):
+    study = a_study(tmp_path / "s", budget=7)
+
+    again = Study(study.folder)
+    assert again.settings.budget == 7
+    assert again.space.text == study.space.text
+    environment = json.loads((study.folder / "environment.json").read_text())
+    assert "torch" in environment["packages"]
+    assert "2 FLOPs" in environment["flops"]
+
+
+def test_the_space_is_kept_as_it_was(tmp_path):
+    space = tmp_path / "mine.toml"
+    space.write_text("[architecture]\nlayers = [1, 2]\n[baselines.a]\n")
+    study = Study.create(tmp_path / "s", Settings.of({"space": str(space), "epochs": 3}))
+    space.write_text("half of an edi")
+
+    assert Study(study.folder).space.baseline_candidates()["a"].training.epochs == 3
+
+
+def test_finished_trials_are_rows_and_open_in_optuna(tmp_path):
+    study = a_study(tmp_path / "s")
+    add(study)
+    add(study, state="failed", reason="the loss is nan")
+    add(study, state="gated", reason="too slow")
+
+    assert [row["state"] for row in study.rows()] == ["complete", "failed", "gated"]
+    loaded = optuna.load_study(study_name="gpsearch", storage=f"sqlite:///{study.folder}/study.db")
+    assert [t.state.name for t in loaded.trials] == ["COMPLETE", "FAIL", "PRUNED"]
+    assert loaded.best_trials[0].values == [0.25, 100.0]
+    assert loaded.metric_names == ["error", "flops_effective"]
+
+
+def test_constraints_reach_optuna(tmp_path):
+    study = a_study(tmp_path / "s", constraint=("flops<=80",))
+    add(study)
+
+    assert study.finished()[0].constraints == {"flops<=80": pytest.approx(0.25)}
+    assert study.storage().best_trials == []
+
+
+def test_the_sweep_keeps_the_fronts_models_and_no_checkpoints(tmp_path):
+    study = a_study(tmp_path / "s")
+    for number in range(2):
+        add(study)
+        for name in ("model.pt", "checkpoint.pt"):
+            (study.trial_folder(number) / name).write_text("weights")
+    study.trial_folder(2).mkdir()
+    (study.trial_folder(2) / "checkpoint.pt").write_text("of the trial in hand")
+
+    study.sweep(keep={1})
+
+    left = sorted(str(p.relative_to(study.folder / "trials")) for p in study.folder.rglob("*.pt"))
+    assert left == ["1/model.pt", "2/checkpoint.pt"]
+
+
+def test_what_had_begun_is_remembered(tmp_path):
+    study = a_study(tmp_path / "s")
+    assert study.saved_proposal(0) is None
+    proposal = propose([], study.space, goals=2, sampler="tpe", seed=0)
+    study.save_proposal(0, proposal)
+
+    assert study.saved_proposal(0) == proposal.params
+    assert study.candidate(0) == proposal.candidate
+
+
+def test_a_folder_with_a_study_is_not_started_again(tmp_path):
+    a_study(tmp_path / "s")
+    with pytest.raises(UserError, match="holds a study already; continue it with `gpsearch resume"):
+        a_study(tmp_path / "s")
+
+
+def test_no_results_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="no results folder"):
+        Study(tmp_path)
+
+
+def test_a_damaged_database_is_named(tmp_path):
+    study = a_study(tmp_path / "s")
+    (study.folder / "study.db").write_bytes(b"not a database at all, whatever its name says")
+    with pytest.raises(UserError, match=r"study\.db: cannot be opened"):
+        study.finished()
+
+
+def test_two_at_once_are_refused(tmp_path):
+    study = a_study(tmp_path / "s")
+    with study.locked(), pytest.raises(UserError, match="another gpsearch works"), study.locked():
+        pass
+
+
+def test_a_budget_below_what_is_done_is_refused(tmp_path):
+    study = a_study(tmp_path / "s", budget=9, timeout="1h")
+    add(study)
+    add(study)
+    with pytest.raises(UserError, match="--budget 1: 2 trials are finished already"):
+        study.extend(1)
+
+    study.extend(3)
+    assert (study.settings.budget, study.settings.timeout) == (3, "")
