@@ -11,6 +11,7 @@ A map, in reading order:
     mask        choosing an exact number of weights
     groups      which weights compete, and which belong to one unit
     cell        `HLSTM` and `HLSTMCell`, with the equations
+    gated       the parameters of its gates
     kernels     the recurrence itself, over time and over ragged batches
     compact     `compact`: the smallest module with equal outputs
     compact_units  which units a model has, who makes them and who reads them

@@ -7,12 +7,12 @@ Architecture (what is built), schedule (how its connections grow and are pruned;
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from gpsearch.errors import UserError
+from gpsearch.files import read_toml
 from gpsearch.schedule import SCHEDULES, Dense, Schedule
 
 T = TypeVar("T")
@@ -49,6 +49,11 @@ class Architecture:
     front: Literal["light", "deepspeech2"] = "light"
     """Convolutional front end, where the task has one: 16 channels, or the paper's 32."""
 
+    def __post_init__(self) -> None:
+        _at_least(1, layers=self.layers, hidden_size=self.hidden_size, gate_width=self.gate_width)
+        _at_least(0, gate_depth=self.gate_depth)
+        _below_one(dropout=self.dropout, gate_dropout=self.gate_dropout)
+
     @property
     def gate_hidden(self) -> tuple[int, ...]:
         """The gates' hidden widths, as `gpsearch.HLSTM` takes them."""
@@ -79,6 +84,16 @@ class Training:
     """Strength of the task's augmentation; 0 is off."""
     kick_epochs: int = 1
     """First epochs on the task's easier loss, where it has one."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        _at_least(
+            0, weight_decay=self.weight_decay, augment=self.augment, kick_epochs=self.kick_epochs
+        )
+        _below_one(warmup=self.warmup)
+        for name in ("learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} = {getattr(self, name)} should be above 0")
 
 
 @dataclass(frozen=True)
@@ -144,12 +159,7 @@ class Candidate:
         Raises:
             UserError: The file is missing, is no TOML, or has a wrong key or value.
         """
-        try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read ({error})") from error
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(f"{path}: not valid TOML ({error})") from error
+        tables = read_toml(path)
         return cls.from_dict(tables, str(path))
 
 
@@ -179,6 +189,18 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     if hint in (int, float, bool, str) and type(value) is not hint:
         raise UserError(f"{where} = {value!r} should be of type {hint.__name__}")
     return value
+
+
+def _at_least(least: int, **numbers: float | int) -> None:
+    for name, number in numbers.items():
+        if number < least:
+            raise ValueError(f"{name} = {number} should be {least} or more")
+
+
+def _below_one(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise ValueError(f"{name} = {share} should be 0 or more and below 1")
 
 
 def _fields(schedule: Any) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpsearch.candidate import record
 from gpsearch.errors import UserError
+from gpsearch.files import read_toml
 from gpsearch.objectives import Constraint, Objective, constraint, objectives
 
 SAMPLERS = ("tpe", "nsga2", "random")
@@ -90,12 +90,7 @@ class Settings:
         Raises:
             UserError: The file is unreadable, or a key or value is wrong.
         """
-        try:
-            rows = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read ({error})") from error
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(f"{path}: not valid TOML ({error})") from error
+        rows = read_toml(path)
         if isinstance(rows.get("constraint"), list):
             rows["constraint"] = tuple(rows["constraint"])
         record(cls, rows, f"{path}:")

@@ -41,6 +41,13 @@ def test_what_is_absent_takes_its_default():
         ),
         ("[architecture]\nlayers = true", "layers = True should be of type int"),
         ("[architecture]\nnorm = 'group'", "norm = 'group' is not one of 'layer', 'batch', 'none'"),
+        (
+            "[architecture]\nhidden_size = 0",
+            "hidden_size = 0 should be 1 or more",
+        ),
+        ("[architecture]\ndropout = 1.0", "dropout = 1.0 should be 0 or more and below 1"),
+        ("[training]\nepochs = 0", "epochs = 0 should be 1 or more"),
+        ("[training]\nlearning_rate = -1.0", "learning_rate = -1.0 should be above 0"),
         ("[schedule]\nname = 'magic'", "name = 'magic' is unknown; one of gp, gmp"),
         ("[schedule]\nname = 'gp'\nfinal_density = 2.0", "final_density = 2.0 should be a share"),
         ("[train]\nepochs = 1", "has no key 'train'"),
