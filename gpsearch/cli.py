@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpsearch.errors import UserError
+
+if TYPE_CHECKING:
+    from gpsearch.study import Study
 
 app = typer.Typer(
     add_completion=False,
@@ -22,7 +26,6 @@ app = typer.Typer(
 RESULTS = Path("results")
 Folder = Annotated[Path, typer.Argument(help="A results folder.")]
 Device = Annotated[str, typer.Option(help="A device's name, or module:Class.")]
-Flag = Annotated
 
 
 @app.command()
@@ -76,13 +79,14 @@ def run(
         "timeout": timeout, "seed": seed, "sampler": sampler, "epochs": epochs,
         "threads": threads,
     }  # fmt: skip
-    rows = Settings.read(config) if config else {}
+    rows, folder = Settings.read(config) if config else ({}, None)
     rows |= {name: value for name, value in flags.items() if value is not None}
     if rows.get("data"):
         rows["data"] = str(Path(rows["data"]).resolve())
     settings = Settings.of(rows)
-    name = f"{settings.task}-{Path(settings.space).stem}-{settings.device.replace(':', '.')}"
-    _work(Study.create(out or RESULTS / name, settings))
+    words = "-".join((settings.task, Path(settings.space).stem, settings.device))
+    default = RESULTS / re.sub(r"[^\w.-]+", "_", words)
+    _work(Study.create(out or Path(folder or default), settings))
 
 
 @app.command()
@@ -94,9 +98,7 @@ def resume(
     """Go on with a search that was stopped, killed, or is to be longer."""
     from gpsearch.study import Study
 
-    study = Study(folder)
-    study.extend(budget, timeout)
-    _work(study)
+    _work(Study(folder), lambda study: study.extend(budget, timeout))
 
 
 @app.command()
@@ -124,6 +126,7 @@ def train(
         Path | None, typer.Option(help="Folder for checkpoint, history and model.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights and data order.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads that train.")] = 1,
 ) -> None:
     """Train one candidate by its schedule, outside a study."""
     import torch
@@ -139,7 +142,10 @@ def train(
     chosen = Candidate.read(candidate)
     learned = tasks.find(task, data)
     folder = out or RESULTS / candidate.stem
+    for note in learned.notes:
+        typer.echo(f"note: {note}")
     keep_freed_memory()
+    torch.set_num_threads(threads)
     torch.manual_seed(seed)
     model = grow_and_prune(
         learned.build(chosen.architecture),
@@ -152,6 +158,7 @@ def train(
     )
     deployed = compact(model)
     save_model(deployed, folder / "model.pt")
+    (folder / "checkpoint.pt").unlink()
     scores = {split: learned.evaluate(deployed, split) for split in ("dev", "test")}
     for split, metrics in scores.items():
         typer.echo(f"{split}: " + ", ".join(f"{k} {v:.2%}" for k, v in metrics.items()))
@@ -219,13 +226,14 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def _work(study: Any) -> None:
+def _work(study: Study, prepare: Callable[[Study], None] = lambda study: None) -> None:
     """Run a study to its end, its pictures and tables renewed after every trial."""
     from gpsearch import report
     from gpsearch.progress import Progress
     from gpsearch.search import Search, TimeUp
 
     with study.locked():
+        prepare(study)
         progress = Progress(study, lambda: report.write(report.Results.of(study)))
         try:
             Search(study, progress).run()
@@ -233,7 +241,7 @@ def _work(study: Any) -> None:
             typer.echo(f"time is up; go on with: gpsearch resume {study.folder}")
         except KeyboardInterrupt:
             typer.echo(f"\ninterrupted; go on with: gpsearch resume {study.folder}", err=True)
-            raise SystemExit(130) from None
+            raise typer.Exit(130) from None
         finally:
             progress.close()
         results = report.Results.of(study)
@@ -242,15 +250,21 @@ def _work(study: Any) -> None:
         typer.echo(f"results: {study.folder}")
 
 
-def main(run_app: Callable[[], Any] = app) -> None:
+def main(run_app: Callable[..., Any] = app) -> None:
     """Run the command line; exit 0 done, 1 failed, 2 bad input, 130 interrupted."""
     try:
-        run_app()
-    except UserError as error:
-        typer.echo(f"gpsearch: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        code = run_app(standalone_mode=False)
+    except typer.TyperException as error:  # a flag or command that typer does not know
+        _stop(2, error.format_message())
+    except typer.Abort:
         sys.exit(130)
-    except RuntimeError as error:
-        typer.echo(f"gpsearch: {error}", err=True)
-        sys.exit(1)
+    except UserError as error:
+        _stop(2, str(error))
+    except (OSError, RuntimeError) as error:
+        _stop(1, str(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stop(code: int, message: str) -> None:
+    typer.echo(f"gpsearch: {message}", err=True)
+    sys.exit(code)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -98,7 +97,7 @@ def load_model(path: Path) -> nn.Module:
         raise UserError(f"{path}: no such model (models are kept for members of the front)")
     try:
         model = torch.load(path, map_location="cpu", weights_only=False)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError) as error:
+    except Exception as error:  # unpickling runs code: whatever it raises, the file is no good
         raise UserError(f"{path}: not a readable model ({type(error).__name__})") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{path}: holds no model")
@@ -123,7 +122,7 @@ def remeasure(folder: Path, number: int) -> Row:
 def _final_row(folder: Path, number: int) -> Row:
     study = Study(folder)
     settings, space = study.settings, study.space
-    task = tasks.find(settings.task, Path(settings.data) if settings.data else None)
+    task = tasks.find(settings.task, settings.data_path)
     model = load_model(study.trial_folder(number) / "model.pt")
     reading = read_costs(
         profiling.find(settings.device),
@@ -131,7 +130,7 @@ def _final_row(folder: Path, number: int) -> Row:
         task,
         reference=reference_model(space, task),
         reference_name=reference_name(space),
-        energy=any(goal.name == "energy" for goal in settings.goals),
+        energy="energy_j" in settings.columns,
     )
     scores: dict[str, Any] = {
         f"test_{name}": value for name, value in task.evaluate(model, "test").items()

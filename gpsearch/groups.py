@@ -47,12 +47,15 @@ class Units:
         rows: Parameters in which unit u owns row ``offset + u`` (its inputs, and its bias).
         columns: Parameters in which unit u owns column u of rows ``first`` to ``last`` (what
             reads it).
+        hidden: Whether all its inputs and readers are its own, so that a dead unit has no gradient
+            on either side.
     """
 
     name: str
     count: int
     rows: list[tuple[str, int]] = field(default_factory=list)
     columns: list[tuple[str, int, int]] = field(default_factory=list)
+    hidden: bool = False
 
 
 def weights(model: nn.Module, prunable: Callable[[str], bool] | None = None) -> dict[str, Weight]:
@@ -186,6 +189,7 @@ def _gate_units(
             width,
             [(dot + name, gate * width) for name in makers],
             [(dot + reader, gate * out, (gate + 1) * out)],
+            hidden=True,
         )
         for gate in range(4)
     ]

@@ -13,7 +13,8 @@ from gpsearch import groups as grouping
 from gpsearch.grow import gradients, grow
 from gpsearch.mask import connected, shares
 from gpsearch.prune import prune
-from gpsearch.schedule import SCHEDULES, Progress, Schedule, Update
+from gpsearch.schedule import GMP, SCHEDULES, Progress, Schedule, Update
+from gpsearch.unit_masks import UnitMasks
 
 
 class GrowPrune:
@@ -59,15 +60,17 @@ class GrowPrune:
         self.schedule: Schedule = SCHEDULES[schedule]() if isinstance(schedule, str) else schedule
         self._weights = grouping.weights(model, prunable)
         self._groups = grouping.groups(self._weights, self.schedule.scope)
-        whole = self.schedule.structure == "row_column"
-        self._units = grouping.units(model, self._weights) if whole else []
-        self._alive = [torch.ones(units.count, dtype=torch.bool) for units in self._units]
         self._generator = torch.Generator().manual_seed(seed)
         self._holding = True
         self._reference: float | None = None
         self._pruned_once = self._gate_closed = False
         self._last_good: dict[str, Any] | None = None
-        self.masks = self._seed()
+        self.masks = {
+            name: torch.ones_like(weight.parameter, dtype=torch.bool)
+            for name, weight in self._weights.items()
+        }
+        self._units = self._whole_units() if self.schedule.structure == "row_column" else None
+        self._seed()
         self._hooks = self._install_hooks()
         self.hold()
 
@@ -108,7 +111,7 @@ class GrowPrune:
             What was done, or None.
         """
         if error is not None and not self._pruned_once:
-            self._reference = min(error, self._reference or error)
+            self._reference = error if self._reference is None else min(error, self._reference)
         update = self.schedule.update(self._progress(epoch, error))
         if update is None:
             return None
@@ -149,7 +152,8 @@ class GrowPrune:
         """Return everything but the model's and the optimizer's own state."""
         return {
             "masks": self.masks,
-            "alive": self._alive,
+            "alive": self._alive(),
+            "initial": {} if self._units is None else self._units.initial,
             "generator": self._generator.get_state(),
             "reference": self._reference,
             "pruned_once": self._pruned_once,
@@ -159,8 +163,10 @@ class GrowPrune:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-        self._load_masks(state["masks"])
-        self._alive = [alive.clone() for alive in state["alive"]]
+        self._load_masks(state)
+        if self._units is not None:
+            for name, initial in state["initial"].items():
+                self._units.initial[name].copy_(initial)
         self._generator.set_state(state["generator"])
         self._reference = state["reference"]
         self._pruned_once = state["pruned_once"]
@@ -170,24 +176,23 @@ class GrowPrune:
 
     # The seed
 
-    def _seed(self) -> dict[str, Tensor]:
+    def _whole_units(self) -> UnitMasks:
+        families = grouping.units(self.model, self._weights)
+        return UnitMasks(self.model, families, self.masks, lambda: self.density)
+
+    def _seed(self) -> None:
         """Draw the seed network: random, of exact counts, every neuron connected."""
-        self.masks = {
-            name: torch.ones_like(weight.parameter, dtype=torch.bool)
-            for name, weight in self._weights.items()
-        }
-        if self._units:
-            self.masks |= self._bias_masks()
-            scores = [torch.rand(u.count, generator=self._generator) for u in self._units]
-            self._choose_units(scores, self.schedule.seed_density, awake_only=True)
-        elif self.schedule.seed_density < 1:
-            for pieces in self._groups:
-                counts = shares([b - a for _, a, b in pieces], self.schedule.seed_density)
-                seeds = [
-                    self._connected(*piece, n) for piece, n in zip(pieces, counts, strict=True)
-                ]
-                self._scatter(pieces, torch.cat(seeds))
-        return self.masks
+        density = self.schedule.seed_density
+        if density == 1:
+            return
+        if self._units is not None:
+            random = torch.rand(len(self._units.alive), generator=self._generator)
+            self._units.prune(random, density)
+            return
+        for pieces in self._groups:
+            counts = shares([b - a for _, a, b in pieces], density)
+            seeds = [self._connected(*piece, n) for piece, n in zip(pieces, counts, strict=True)]
+            self._scatter(pieces, torch.cat(seeds))
 
     def _connected(self, name: str, first: int, last: int, count: int) -> Tensor:
         """Draw the seed of one gate's matrix, flattened."""
@@ -200,18 +205,20 @@ class GrowPrune:
 
     def _prune(self, density: float) -> None:
         scores = {name: weight.parameter.detach().abs() for name, weight in self._weights.items()}
-        if self._units:
-            self._choose_units(self._unit_scores(scores), density, awake_only=True)
+        if self._units is not None:
+            self._units.prune(self._units.scores(scores), density)
             return
         for mask, score, pieces in self._gathered(scores):
             count = int(mask.sum()) - round(density * mask.numel())
             self._scatter(pieces, prune(mask, score, max(count, 0)))
 
     def _grow(self, density: float, losses: Callable[[], Iterable[Tensor]]) -> None:
+        if self._units is not None:
+            self._units.offer()
         scores, slopes = self._growth_scores(losses)
         before = {name: mask.clone() for name, mask in self.masks.items()}
-        if self._units:
-            self._choose_units(self._unit_scores(scores), density, awake_only=False)
+        if self._units is not None:
+            self._units.grow(self._units.scores(scores), density)
         else:
             for mask, score, pieces in self._gathered(scores):
                 count = round(density * mask.numel()) - int(mask.sum())
@@ -271,70 +278,6 @@ class GrowPrune:
             self.masks[name].view(-1)[a:b] = mask[seen : seen + b - a]
             seen += b - a
 
-    # Whole units
-
-    def _bias_masks(self) -> dict[str, Tensor]:
-        names = {name for units in self._units for name, _ in units.rows}
-        return {
-            name: torch.ones_like(self.model.get_parameter(name), dtype=torch.bool)
-            for name in sorted(names - self._weights.keys())
-        }
-
-    def _unit_scores(self, scores: dict[str, Tensor]) -> list[Tensor]:
-        """Return every unit's score: the root mean square over the weights it owns."""
-        found = []
-        for units in self._units:
-            total, owned = torch.zeros(units.count), 0
-            for name, offset in units.rows:
-                if name in scores:
-                    rows = scores[name].flatten(1)[offset : offset + units.count]
-                    total, owned = total + rows.square().sum(1).cpu(), owned + rows.shape[1]
-            for name, first, last in units.columns:
-                block = scores[name].flatten(1)[first:last]
-                total, owned = total + block.square().sum(0).cpu(), owned + block.shape[0]
-            found.append((total / owned).sqrt())
-        return found
-
-    def _choose_units(self, scores: list[Tensor], density: float, *, awake_only: bool) -> None:
-        """Keep the units of the largest scores, as many as the density allows.
-
-        Every family keeps at least one unit. ``awake_only`` prunes (dormant units stay dormant);
-        otherwise awake units stay awake and the best dormant ones join them.
-        """
-        flat = torch.cat(scores)
-        alive = torch.cat(self._alive)
-        settled = ~alive if awake_only else alive
-        flat = flat.masked_fill(settled, -torch.inf if awake_only else torch.inf)
-        best = torch.cat([s == s.max() for s in self._by_family(flat)])
-        order = flat.masked_fill(best, torch.inf).sort(descending=True, stable=True).indices
-        low, high = 0, len(order) if not awake_only else int((alive | best).sum())
-        while low < high:
-            middle = (low + high + 1) // 2
-            self._wake_units(order[:middle])
-            low, high = (middle, high) if self.density <= density else (low, middle - 1)
-        least = int(best.sum()) if awake_only else int((alive | best).sum())
-        self._wake_units(order[: max(low, least)])
-
-    def _by_family(self, flat: Tensor) -> list[Tensor]:
-        """Split what has one value a unit into families."""
-        return list(torch.split_with_sizes(flat, [units.count for units in self._units]))
-
-    def _wake_units(self, chosen: Tensor) -> None:
-        """Mask everything but the ``chosen`` units, numbered over all families."""
-        flags = torch.zeros(sum(units.count for units in self._units), dtype=torch.bool)
-        flags[chosen] = True
-        self._alive = self._by_family(flags)
-        for mask in self.masks.values():
-            mask.fill_(True)
-        for units, alive in zip(self._units, self._alive, strict=True):
-            for name, offset in units.rows:
-                mask = self.masks[name]
-                mask[offset : offset + units.count] &= alive.to(mask.device).view(
-                    -1, *[1] * (mask.dim() - 1)
-                )
-            for name, first, last in units.columns:
-                self.masks[name][first:last] &= alive.to(self.masks[name].device)
-
     # The accuracy gate
 
     def _progress(self, epoch: int, error: float | None) -> Progress:
@@ -344,7 +287,7 @@ class GrowPrune:
         return {
             "model": {k: v.detach().clone() for k, v in self.model.state_dict().items()},
             "masks": {name: mask.clone() for name, mask in self.masks.items()},
-            "alive": [alive.clone() for alive in self._alive],
+            "alive": self._alive(),
         }
 
     def _restore(self, update: Update) -> Update | None:
@@ -353,15 +296,19 @@ class GrowPrune:
             return None
         self._gate_closed = True
         self.model.load_state_dict(self._last_good["model"])
-        self._load_masks(self._last_good["masks"])
-        self._alive = self._last_good["alive"]
+        self._load_masks(self._last_good)
         self._last_good = None
         self.hold()
         return update
 
-    def _load_masks(self, masks: dict[str, Tensor]) -> None:
-        for name, mask in masks.items():
+    def _alive(self) -> Tensor | None:
+        return None if self._units is None else self._units.alive.clone()
+
+    def _load_masks(self, state: dict[str, Any]) -> None:
+        for name, mask in state["masks"].items():
             self.masks[name].copy_(mask)
+        if self._units is not None:
+            self._units.alive = state["alive"].clone()
 
     # Hooks
 
@@ -397,7 +344,10 @@ def sketch(
     Its parameters and FLOPs are those of the trained one, and its latency nearly so: what a
     candidate costs is known before it trains.
     """
-    masks = GrowPrune(model, None, schedule, 1, prunable=prunable)
+    end = GMP(
+        final_density=schedule.final_density, structure=schedule.structure, scope=schedule.scope
+    )
+    masks = GrowPrune(model, None, end, 1, prunable=prunable)
     masks._prune(schedule.final_density)
     masks.hold()
     masks.release()

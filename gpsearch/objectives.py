@@ -47,7 +47,7 @@ OBJECTIVES = {
     )
 }
 
-_UNITS = {
+_LIMITS = {
     "error": ("error", 1.0),
     "latency_s": ("latency_s", 1.0),
     "latency_ms": ("latency_s", 1e-3),
@@ -109,9 +109,9 @@ def constraint(text: str) -> Constraint:
     if match is None:
         raise UserError(f'--constraint: {text!r} should look like "latency_ms<=5"')
     name, number = match.groups()
-    if name.lower() not in _UNITS:
-        raise UserError(f"--constraint: {name!r} is none of {', '.join(_UNITS)}")
-    column, unit = _UNITS[name.lower()]
+    if name.lower() not in _LIMITS:
+        raise UserError(f"--constraint: {name!r} is none of {', '.join(_LIMITS)}")
+    column, unit = _LIMITS[name.lower()]
     try:
         limit = float(number) * unit
     except ValueError:

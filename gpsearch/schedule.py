@@ -39,11 +39,6 @@ class Progress:
     gate_closed: bool = False
     """Whether the accuracy gate has already stopped the pruning."""
 
-    @property
-    def share(self) -> float:
-        """How much of the run is over, 0 to 1."""
-        return self.epoch / self.epochs
-
 
 @dataclass(frozen=True)
 class Update:
@@ -168,7 +163,8 @@ class _Pruning(_Sparse):
 
     def _pruning(self, now: Progress, peak: float) -> Update | None:
         """Return the pruning step due now on the cubic fall from ``peak``."""
-        first, last = round(self.prune_start * now.epochs), round(self.prune_end * now.epochs)
+        last = min(round(self.prune_end * now.epochs), now.epochs - 1)
+        first = min(round(self.prune_start * now.epochs), last)
         if now.gate_closed or now.epoch < first:
             return None
         if now.epoch == now.epochs:
@@ -272,7 +268,8 @@ class GP(_Pruning):
         if self.cycles == 1:
             return self, now
         index = min(now.epoch * self.cycles // now.epochs, self.cycles - 1)
-        begin, end = (round(k * now.epochs / self.cycles) for k in (index, index + 1))
+        # The first epoch of part k is the first whose index is k: the ceiling of k E / cycles.
+        begin, end = (-(-k * now.epochs // self.cycles) for k in (index, index + 1))
         fall = (self.final_density / self.seed_density) ** (1 / self.cycles)
         seed = self.seed_density * fall**index
         part = replace(

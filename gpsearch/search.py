@@ -12,7 +12,6 @@ import json
 import random
 import time
 import traceback
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -66,8 +65,17 @@ class Listener(Protocol):
         """A member of the front has been measured again and scored on the test split."""
 
 
-class Gated(Exception):
-    """A candidate is known to break a constraint before it trains."""
+class TooCostly(Exception):
+    """A candidate is known to break a constraint before it trains.
+
+    Args:
+        reason: Which one, and by how much.
+        costs: What is known of its costs, as columns of ``trials.csv``.
+    """
+
+    def __init__(self, reason: str, costs: Row) -> None:
+        super().__init__(reason)
+        self.costs = costs
 
 
 class TimeUp(Exception):
@@ -95,29 +103,38 @@ class Search:
         self.device = profiling.find(self.settings.device)
         self.facts = self.device.probe()
         self._check_device()
-        data = Path(self.settings.data) if self.settings.data else None
-        self.task = tasks.find(self.settings.task, data)
+        self.task = tasks.find(self.settings.task, self.settings.data_path)
         for note in self.task.notes:
             listener.note(note)
         self.deadline = time.monotonic() + self.settings.timeout_s
         self.reference = reference_model(self.space, self.task)
+        if study.saved_fingerprint() not in (None, dict(self.facts.fingerprint)):
+            listener.note(
+                f"this is not the machine (or not the software) that {study.folder} began on; "
+                "latencies of the two do not compare"
+            )
         study.save_facts(self.facts)
         torch.set_num_threads(self.settings.threads)
         keep_freed_memory()
 
-    def try_candidate(self, number: int, candidate: Candidate) -> tuple[dict[str, float], Reading]:
+    def try_candidate(
+        self, number: int, candidate: Candidate, *, baseline: bool = False
+    ) -> tuple[dict[str, float], Reading]:
         """Train, compact and measure one candidate: this is what gpsearch does.
+
+        A baseline is never gated: it is what the others are held against.
 
         Returns:
             The development split's metrics, and every cost.
 
         Raises:
-            Gated: The candidate cannot meet a constraint.
+            TooCostly: The candidate cannot meet a constraint.
             TrainingFailed: The training diverged or ran out of memory.
         """
         torch.manual_seed(self.settings.seed)
         model = self.task.build(candidate.architecture)
-        self._refuse_hopeless(model, candidate)
+        if not baseline:
+            self._refuse_hopeless(model, candidate)
         trained = grow_and_prune(
             model,
             self.task,
@@ -136,7 +153,7 @@ class Search:
             self.task,
             reference=self.reference,
             reference_name=reference_name(self.space),
-            energy=any(goal.name == "energy" for goal in self.settings.goals),
+            energy="energy_j" in self.settings.columns,
         )
         return self.task.evaluate(deployed), reading
 
@@ -160,8 +177,12 @@ class Search:
                     params=self.study.saved_proposal(number),
                 )
             except SpaceExhausted:
+                self.listener.note(f"the space holds nothing new after {number} trials")
                 break
             self._run_trial(number, proposal)
+            if time.monotonic() > self.deadline and number + 1 < self.settings.budget:
+                raise TimeUp
+        self._give_up_if_hopeless()
         self._measure_front_again()
 
     def _run_trial(self, number: int, proposal: Proposal) -> None:
@@ -170,11 +191,14 @@ class Search:
         row: Row = {"trial": number, "baseline": proposal.baseline}
         row |= {f"p:{name}": value for name, value in proposal.params.items()}
         try:
-            row |= self._complete(number, *self.try_candidate(number, proposal.candidate))
-        except Gated as gate:
-            row |= {"state": "gated", "reason": str(gate)}
-        except (UserError, TimeUp, KeyboardInterrupt):
-            raise
+            row |= self._complete(
+                number,
+                *self.try_candidate(number, proposal.candidate, baseline=bool(proposal.baseline)),
+            )
+        except TooCostly as gate:
+            row |= {"state": "gated", "reason": str(gate), **gate.costs}
+        except (UserError, OSError, TimeUp):
+            raise  # not the candidate's fault
         except Exception as failure:  # a failed trial is recorded, and the study goes on
             self._log(number, traceback.format_exc())
             row |= {"state": "failed", "reason": f"{type(failure).__name__}: {failure}"}
@@ -201,11 +225,14 @@ class Search:
         if not limits:
             return
         likeness = compact(sketch(copy.deepcopy(model), candidate.schedule, self.task.prunable))
-        glance = columns(read_costs(self.device, likeness, self.task, max_seconds=1.0))
+        glance = read_costs(self.device, likeness, self.task, max_seconds=1.0)
+        costs = {c: v for c, v in columns(glance).items() if v is not None}
+        if not glance.stable:
+            costs.pop("latency_s")  # a disturbed second must not decide over a candidate
         for limit in limits:
-            excess = limit.violation(glance)
-            if excess > MARGIN:
-                raise Gated(f"{limit.text} would be missed by {excess:.0%}, known before training")
+            if limit.column in costs and limit.violation(costs) > MARGIN:
+                excess = limit.violation(costs)
+                raise TooCostly(f"{limit.text} would be missed by {excess:.0%}", costs)
 
     def _complete(self, number: int, metrics: dict[str, float], reading: Reading) -> Row:
         """Return the columns of a complete trial.
@@ -222,6 +249,7 @@ class Search:
                 raise ValueError(f"no {goal.kind} {goal.name}: {why}")
         return {
             "state": "complete",
+            "metric": self.task.metric,
             "error": metrics[self.task.metric],
             **metrics,
             **columns(reading),
@@ -253,20 +281,16 @@ class Search:
     # The study's parts
 
     def _check_device(self) -> None:
-        for goal in self.settings.goals:
-            reason = self.facts.unavailable.get(goal.column)
+        for column in sorted({"latency_s", *self.settings.columns}):
+            reason = self.facts.unavailable.get(column)
             if reason:
-                raise UserError(
-                    f"--objectives {goal.name}: device {self.facts.name!r} cannot measure it: "
-                    f"{reason}"
-                )
+                raise UserError(f"device {self.facts.name!r} cannot measure {column}: {reason}")
 
     def _give_up_if_hopeless(self) -> None:
         rows = self.study.rows()
-        if len(rows) == GIVE_UP_AFTER and all(row["state"] == "failed" for row in rows):
-            raise StudyFailed(
-                f"the first {GIVE_UP_AFTER} trials all failed, the last with: {rows[-1]['reason']}"
-            )
+        enough = min(GIVE_UP_AFTER, self.settings.budget)
+        if len(rows) >= enough and all(row["state"] == "failed" for row in rows):
+            raise StudyFailed(f"all {len(rows)} trials failed, the last with: {rows[-1]['reason']}")
 
     def _measure_front_again(self) -> None:
         """Measure the front's members in fresh processes, in random order; score them once."""

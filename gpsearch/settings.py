@@ -74,6 +74,16 @@ class Settings:
         return tuple(constraint(text) for text in self.constraint)
 
     @property
+    def columns(self) -> set[str]:
+        """The columns that objectives and constraints need."""
+        return {goal.column for goal in self.goals} | {limit.column for limit in self.limits}
+
+    @property
+    def data_path(self) -> Path | None:
+        """The task's data, if not the package's."""
+        return Path(self.data) if self.data else None
+
+    @property
     def timeout_s(self) -> float:
         """The time limit in seconds; infinite if there is none."""
         return parse_seconds(self.timeout)
@@ -81,20 +91,25 @@ class Settings:
     def to_toml(self) -> str:
         """Return the settings as ``config.toml``: a key a flag."""
         rows = dataclasses.asdict(self)
-        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in rows.items())
+        return "".join(f"{key} = {_literal(value)}\n" for key, value in rows.items())
 
     @classmethod
-    def read(cls, path: Path) -> dict[str, Any]:
-        """Read the keys that a config file sets.
+    def read(cls, path: Path) -> tuple[dict[str, Any], str | None]:
+        """Read the keys that a config file sets, and the results folder if it names one.
 
         Raises:
             UserError: The file is unreadable, or a key or value is wrong.
         """
         rows = read_toml(path)
-        if isinstance(rows.get("constraint"), list):
-            rows["constraint"] = tuple(rows["constraint"])
+        out = rows.pop("out", None)
+        if not isinstance(out, str | None):
+            raise UserError(f"{path}: out = {out!r} should be of type str")
+        limits = rows.get("constraint", [])
+        if not isinstance(limits, list) or not all(isinstance(limit, str) for limit in limits):
+            raise UserError(f'{path}: constraint = {limits!r} should be like ["params<=1e5"]')
+        rows["constraint"] = tuple(limits)
         record(cls, rows, f"{path}:")
-        return rows
+        return rows, out
 
     @classmethod
     def of(cls, rows: dict[str, Any]) -> Settings:
@@ -123,3 +138,8 @@ def parse_seconds(text: str) -> float:
     if match is None or float(match[1]) <= 0:
         raise UserError(f'--timeout: {text!r} should look like "45s", "90m" or "2h"')
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def _literal(value: Any) -> str:
+    # TOML's strings, numbers and lists are JSON's, but for surrogates.
+    return json.dumps(value, ensure_ascii=False)

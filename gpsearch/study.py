@@ -47,7 +47,7 @@ class Study:
         self.folder = folder
         if not (folder / "config.toml").exists():
             raise UserError(f"{folder}: no results folder (it has no config.toml)")
-        self.settings = Settings.of(Settings.read(folder / "config.toml"))
+        self.settings = Settings.of(Settings.read(folder / "config.toml")[0])
 
     @classmethod
     def create(cls, folder: Path, settings: Settings) -> Study:
@@ -56,7 +56,7 @@ class Study:
         Raises:
             UserError: The folder holds a study, or cannot be written.
         """
-        if (folder / "config.toml").exists():
+        if (folder / "trials" / "0").exists():
             raise UserError(
                 f"{folder}: holds a study already; continue it with `gpsearch resume {folder}`, "
                 "or choose another --out"
@@ -160,6 +160,14 @@ class Study:
         params: dict[str, Any] = json.loads(path.read_text())
         return params
 
+    def saved_fingerprint(self) -> dict[str, str] | None:
+        """Return the fingerprint of the device that the study was last measured on."""
+        path = self.folder / "device.json"
+        if not path.exists():
+            return None
+        fingerprint: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+        return fingerprint
+
     def save_facts(self, facts: DeviceFacts) -> None:
         """Write device.json."""
         text = json.dumps({**vars(facts), "fingerprint": dict(facts.fingerprint),
@@ -179,7 +187,9 @@ class Study:
         states = optuna.trial.TrialState
         state = {"complete": states.COMPLETE, "gated": states.PRUNED, "failed": states.FAIL}
         complete = row["state"] == "complete"
-        violations = {limit.text: min(limit.violation(row), 1e9) for limit in limits}
+        # What a gated trial leaves unmeasured is not held against it.
+        known = [limit for limit in limits if complete or limit.column in row]
+        violations = {limit.text: min(limit.violation(row), 1e9) for limit in known}
         trial = optuna.trial.create_trial(
             state=state[row["state"]],
             values=[row[goal.column] for goal in goals] if complete else None,
@@ -196,7 +206,8 @@ class Study:
         """Delete checkpoints of finished trials, and the models of trials not in ``keep``."""
         for number in range(len(self.finished())):
             folder = self.trial_folder(number)
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
+            for path in [folder / "checkpoint.pt", *folder.glob(".*.tmp*")]:
+                path.unlink(missing_ok=True)
             if number not in keep:
                 (folder / "model.pt").unlink(missing_ok=True)
 

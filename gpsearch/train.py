@@ -21,8 +21,8 @@ from gpsearch.growprune import GrowPrune
 from gpsearch.schedule import Schedule
 from gpsearch.tasks import Task
 
-EXPLODED = 1e4
-"""A loss above this is as lost as NaN; CTC and cross-entropy start below 1e3."""
+EXPLODED = 100.0
+"""A loss this many times the first one is as lost as NaN."""
 
 
 class TrainingFailed(RuntimeError):
@@ -80,7 +80,8 @@ def grow_and_prune(
     """
     run = _Run(model.to(device), task, schedule, training, seed)
     if folder is not None and (folder / "checkpoint.pt").exists():
-        run.load(folder / "checkpoint.pt", device)
+        run.load(folder / "checkpoint.pt")
+        write_text(folder / "history.csv", history_csv(run.history))
     while run.epoch < training.epochs:
         started = time.perf_counter()
         event = run.change_masks()
@@ -105,8 +106,14 @@ class _Run:
         self.masks = GrowPrune(
             model, self.optimizer, schedule, training.epochs, prunable=task.prunable, seed=seed
         )
-        self.identity = {"schedule": repr(schedule), "training": asdict(training), "seed": seed}
+        self.identity = {
+            "model": repr(model),
+            "schedule": repr(schedule),
+            "training": asdict(training),
+            "seed": seed,
+        }
         self.epoch = 0
+        self.first_loss: float | None = None
         self.error: float | None = None
         self.best: dict[str, Any] | None = None
         self.history: list[Epoch] = []
@@ -139,13 +146,16 @@ class _Run:
         try:
             loss = self.task.loss(self.model, batch)
             loss.backward()  # type: ignore[no-untyped-call]
-        except (MemoryError, torch.OutOfMemoryError) as error:
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
             raise TrainingFailed(
                 f"out of memory in epoch {self.epoch}, step {step}: lower training.batch_size "
                 f"({self.training.batch_size}) or architecture.hidden_size"
             ) from error
         value = float(loss.detach())
-        if not math.isfinite(value) or value > EXPLODED:
+        self.first_loss = self.first_loss or value
+        if not math.isfinite(value) or value > EXPLODED * self.first_loss:
             raise TrainingFailed(
                 f"the loss is {value:.4g} in epoch {self.epoch}, step {step}: lower "
                 f"training.learning_rate ({self.training.learning_rate:g}) or training.clip "
@@ -165,18 +175,26 @@ class _Run:
         """Take the development error, remember the best network, and write the history's row."""
         self.error = self.task.evaluate(self.model)[self.task.metric]
         self._remember_best()
-        rate = learning_rate(self.training, (self.epoch + 1) / self.training.epochs)
+        self.epoch += 1
+        if self.epoch == self.training.epochs:
+            event = "; ".join(filter(None, [event, self._close()]))
+        rate = learning_rate(self.training, self.epoch / self.training.epochs)
         self.history.append(
             Epoch(
-                self.epoch, phase, self.masks.density, self.masks.nonzeros, loss, self.error,
+                self.epoch - 1, phase, self.masks.density, self.masks.nonzeros, loss, self.error,
                 rate, seconds, event,
             )
         )  # fmt: skip
-        self.epoch += 1
-        if self.epoch == self.training.epochs and self.change_masks():
-            # The gate refused the last pruning step: the last good network is what is left.
+
+    def _close(self) -> str:
+        """Let the gate judge the last pruning step, by the best network since; say what it did."""
+        assert self.best is not None
+        self.error = self.best["error"]
+        event = self.change_masks()
+        if event:
             self.error = self.task.evaluate(self.model)[self.task.metric]
             self._remember_best()
+        return event
 
     def _remember_best(self) -> None:
         assert self.error is not None
@@ -196,6 +214,7 @@ class _Run:
         state = {
             "identity": self.identity,
             "epoch": self.epoch,
+            "first_loss": self.first_loss,
             "error": self.error,
             "best": self.best,
             "history": [asdict(row) for row in self.history],
@@ -203,32 +222,40 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "masks": self.masks.state_dict(),
             "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all(),
+            "random_cuda": torch.cuda.get_rng_state_all() if self._on_cuda else [],
         }
         write_atomically(folder / "checkpoint.pt", lambda path: torch.save(state, path))
         write_text(folder / "history.csv", history_csv(self.history))
 
-    def load(self, path: Path, device: str) -> None:
+    @property
+    def _on_cuda(self) -> bool:
+        return next(self.model.parameters()).is_cuda
+
+    def load(self, path: Path) -> None:
         """Continue from a checkpoint.
 
         Raises:
             UserError: The file is unreadable, or belongs to another training.
         """
         try:
-            state = torch.load(path, map_location=device, weights_only=True)
+            # On the CPU, where random states have to be; the rest moves as it is loaded.
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            identity = state["identity"]
         except Exception as error:
             raise UserError(
                 f"{path}: not a readable checkpoint; delete it to start again"
             ) from error
-        if state["identity"] != self.identity:
+        if identity != self.identity:
             raise UserError(f"{path}: belongs to another training; use another folder or delete it")
         self.epoch, self.error, self.best = state["epoch"], state["error"], state["best"]
+        self.first_loss = state["first_loss"]
         self.history = [Epoch(**row) for row in state["history"]]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.masks.load_state_dict(state["masks"])
-        torch.set_rng_state(state["random"].cpu())
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"]:
+            torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
 def learning_rate(training: Training, share: float) -> float:
@@ -251,6 +278,12 @@ def history_csv(history: list[Epoch]) -> str:
     writer.writeheader()
     writer.writerows(asdict(row) for row in history)
     return text.getvalue()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # On the CPU torch raises a plain RuntimeError of its allocator.
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:

@@ -87,7 +87,7 @@ def test_train_and_profile_a_candidate(tmp_path):
         (["run", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
         (["run", "--device", "abacus"], "'abacus'"),
         (["run", "--task", "juggling"], "'juggling'"),
-        (["run", "--task", "nowhere:Task"], "'nowhere:Task' cannot be imported"),
+        (["run", "--task", "nowhere:Task"], "'nowhere:Task' cannot be loaded"),
         (["run", "--data", "nowhere"], "nowhere"),
         (["run", "--objectives", "error,energy"], "cannot measure"),
         (["resume", "nowhere"], "no results folder"),
@@ -110,7 +110,7 @@ def test_a_mistake_is_one_line_and_exit_2(words, message, tmp_path, capsys, monk
 
 
 def test_the_front_door_turns_a_mistake_into_exit_2(capsys):
-    def mistaken():
+    def mistaken(**_):
         raise UserError("what, where, the mend")
 
     with pytest.raises(SystemExit) as stop:
@@ -119,8 +119,15 @@ def test_the_front_door_turns_a_mistake_into_exit_2(capsys):
     assert capsys.readouterr().err == "gpsearch: what, where, the mend\n"
 
 
-def test_unknown_flags_exit_with_2():
-    assert call("run", "--budged", 3)[0] == 2
+@pytest.mark.parametrize(
+    "words", [["run", "--budged", 3], ["rum"], ["run", "--budget", "many"], ["front"]]
+)
+def test_what_typer_does_not_know_is_one_line_too(words):
+    code, _, err = call(*words)
+
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("gpsearch: ")
 
 
 @pytest.mark.parametrize("command", ["devices", "tasks", "spaces"])

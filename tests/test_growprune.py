@@ -263,6 +263,25 @@ class TestWholeUnits:
         assert densities[-1] <= 0.2
         assert masks.masks["bias_gate_l0"].view(4, 8).any(1).all()
 
+    def test_a_woken_gate_unit_learns(self):
+        torch.manual_seed(0)
+        model = HLSTM(6, 8, gate_hidden=(8,))
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        schedule = GP(
+            structure="row_column", seed_density=0.3, grow_start=0.5, grow_end=0.5,
+            prune_start=0.9, prune_end=0.9,
+        )  # fmt: skip
+        masks = GrowPrune(model, optimizer, schedule, 4)
+        before = masks.masks["bias_gate_l0"].clone()
+        for epoch in range(3):
+            masks.update(epoch, losses(model))
+            step(model, optimizer, losses(model))
+
+        woken = masks.masks["bias_gate_l0"] & ~before
+        assert woken.any()
+        readers = model.get_parameter("weight_gate1_l0").view(4, 8, 8).transpose(1, 2)
+        assert readers.reshape(32, 8)[woken].any(1).all()
+
 
 def test_a_sketch_has_the_final_density_before_any_training():
     model = sketch(nn.LSTM(10, 10), GP(final_density=0.15))

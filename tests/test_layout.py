@@ -23,6 +23,7 @@ FLOORS = (
     {"gated"},
     {"cell", "mask", "schedule", "pareto", "profiling"},
     {"candidate", "groups", "grow", "prune", "compact_units", "flops", "objectives"},
+    {"unit_masks"},
     {"compact", "growprune", "space", "tasks"},
     {"train", "settings", "sampling"},
     {"study"},

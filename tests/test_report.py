@@ -40,6 +40,7 @@ def complete(trial: int, error: float, ms: float, mflop: float, weights: int) ->
         "p:hidden_size": 64 if trial < 2 else 48,
         **({"p:gate_width": 32} if trial >= 2 else {}),
         "state": "complete",
+        "metric": "wer",
         "error": error,
         "wer": error,
         "cer": error / 2,
@@ -123,7 +124,7 @@ def test_a_violation_is_the_largest_share_above_a_limit(tmp_path: Path) -> None:
     assert found.violation(4) is None
 
 
-def test_the_metric_is_the_column_that_equals_the_error(tmp_path: Path) -> None:
+def test_the_metrics_name_is_told_in_the_rows(tmp_path: Path) -> None:
     assert results(tmp_path).metric == "WER"
 
 

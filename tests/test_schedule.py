@@ -100,6 +100,19 @@ class TestTheAccuracyGate:
         assert self.ask(6, 0.2, gate_closed=True) is None
 
 
+@pytest.mark.parametrize(("epochs", "cycles"), [(10, 3), (11, 4), (20, 3)])
+def test_uneven_cycles_skip_no_epoch(epochs, cycles):
+    schedule = GP(cycles=cycles, tolerance=0.0)
+    seen = [schedule._cycle(Progress(epoch, epochs, 0.5))[1] for epoch in range(epochs)]
+
+    assert all(part.epoch < part.epochs for part in seen)
+    assert sum(part.epoch == 0 for part in seen) == cycles
+
+
+def test_pruning_to_the_very_end_reaches_the_final_density():
+    assert walk(GMP(prune_end=1.0, final_density=0.1), 10)[-1] == ("prune", 0.1)
+
+
 @given(
     st.integers(1, 60), st.floats(0.02, 0.3), st.floats(0.3, 0.5), st.integers(1, 4),
     st.integers(1, 3),

@@ -9,7 +9,7 @@ def test_settings_survive_their_file(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text(settings.to_toml())
 
-    assert Settings.of(Settings.read(path)) == settings
+    assert Settings.of(Settings.read(path)[0]) == settings
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,9 @@ def test_wrong_flags_are_named(rows, message):
     [
         ("budged = 5", "has no key 'budged'"),
         ("budget = 'many'", "budget = 'many' should be of type int"),
+        ("constraint = 'latency_ms<=5'", "should be like"),
+        ("constraint = [5]", "should be like"),
+        ("out = 3", "out = 3 should be of type str"),
         ("budget == 3", "not valid TOML .*line 1"),
     ],
 )

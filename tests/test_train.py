@@ -21,13 +21,14 @@ ARCHITECTURE = Architecture(hidden_size=8, gate_width=6, dropout=0.2)
 TRAINING = Training(epochs=8, batch_size=16, learning_rate=0.02, kick_epochs=0)
 
 
-def train(folder=None, *, schedule=None, training=TRAINING, task=None, seed=0, listener=None):
+def train(
+    folder=None, *, schedule=None, training=TRAINING, task=None, listener=None,
+    architecture=ARCHITECTURE,
+):  # fmt: skip
     task = task or ToyTask()
-    torch.manual_seed(seed)
-    model = task.build(ARCHITECTURE)
-    return grow_and_prune(
-        model, task, schedule or GP(), training, folder=folder, seed=seed, listener=listener
-    )
+    torch.manual_seed(0)
+    model = task.build(architecture)
+    return grow_and_prune(model, task, schedule or GP(), training, folder=folder, listener=listener)
 
 
 def equal_weights(a, b):
@@ -59,7 +60,7 @@ def test_the_history_tells_every_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("schedule", [GP(), GMP(tolerance=0.0), RigL(), Dense()])
-@pytest.mark.parametrize("stop_after", [0, 3, 6])
+@pytest.mark.parametrize("stop_after", [0, 3, 7])
 def test_a_training_that_was_stopped_ends_in_the_same_numbers(tmp_path, schedule, stop_after):
     undisturbed = train(schedule=schedule)
 
@@ -72,8 +73,10 @@ def test_a_training_that_was_stopped_ends_in_the_same_numbers(tmp_path, schedule
 
     with pytest.raises(Stop):
         train(tmp_path, schedule=schedule, listener=stop)
+    (tmp_path / "history.csv").unlink()  # as if killed between the checkpoint and the history
     resumed = train(tmp_path, schedule=schedule)
 
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + TRAINING.epochs
     assert equal_weights(resumed, undisturbed)
 
 
@@ -120,6 +123,8 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path):
     train(tmp_path)
     with pytest.raises(UserError, match="another training"):
         train(tmp_path, schedule=GP(final_density=0.2))
+    with pytest.raises(UserError, match="another training"):
+        train(tmp_path, architecture=dataclasses.replace(ARCHITECTURE, activation="tanh"))
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

@@ -18,7 +18,11 @@ class ToyModel(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.layers = HLSTM(
-            3, architecture.hidden_size, gate_hidden=architecture.gate_hidden, batch_first=True
+            3,
+            architecture.hidden_size,
+            batch_first=True,
+            gate_hidden=architecture.gate_hidden,
+            activation=architecture.activation,
         )
         self.dropout = nn.Dropout(architecture.dropout)
         self.output = nn.Linear(architecture.hidden_size, 2)

@@ -74,11 +74,8 @@ class Results:
     @property
     def metric(self) -> str:
         """What the task calls its error, such as "WER"."""
-        complete = [self.rows[i] for i in self.complete]
-        for name in complete[0] if complete else ():
-            if name != "error" and all(row.get(name) == row["error"] for row in complete):
-                return name.upper()
-        return "error"
+        names = [self.rows[i].get("metric") for i in self.complete]
+        return str(names[0]).upper() if names and names[0] else "error"
 
     def row(self, trial: int) -> Row:
         """Return a trial's row, with what was measured at the end where it was."""

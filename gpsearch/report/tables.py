@@ -18,7 +18,9 @@ MEASURED = (
     "latency_s", "latency_lo_s", "latency_hi_s", "latency_ratio", "energy_j", "flops_dense",
     "flops_effective", "params", "params_nonzero", "weight_bytes", "on_front",
 )  # fmt: skip
-NOTES = ("candidate", "baseline", "feasible", "violation", "reason", "flags", "train_s")
+NOTES = (
+    "candidate", "baseline", "feasible", "violation", "reason", "flags", "train_s", "metric",
+)  # fmt: skip
 """Columns of trials.csv behind the measured ones."""
 ALWAYS = ("latency", "flops", "params")
 """Costs that the table shows even if they are no objectives."""
@@ -105,7 +107,7 @@ def _table(results: Results) -> str:
         for trial in off:
             table.add_row(*_cells(results, trial, costs, tested))
     out = io.StringIO()
-    width = max(100, shutil.get_terminal_size((120, 24)).columns)
+    width = max(140, shutil.get_terminal_size().columns)
     Console(file=out, width=width, highlight=False, color_system=None).print(table)
     return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
 

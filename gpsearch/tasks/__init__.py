@@ -74,10 +74,14 @@ def find(name: str, data: Path | None = None) -> Task:
         known = ", ".join(sorted(entries)) or "none"
         raise UserError(f"no task called {name!r}; installed: {known} (or give module:Class)")
     if colon and "" not in sys.path:
-        sys.path.insert(0, "")
+        sys.path.insert(0, "")  # as `python -m` has it
     try:
         found = getattr(import_module(module), kind) if colon else entries[name].load()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"task {name!r} cannot be imported: {error}") from error
-    task: Task = found(data)
+        task: Task = found(data)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"task {name!r} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
     return task

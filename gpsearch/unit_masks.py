@@ -1,0 +1,129 @@
+"""Whole units, alive or dead, and the masks of the weights and biases they own."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from gpsearch.groups import Units
+from gpsearch.mask import top_k
+
+
+class UnitMasks:
+    """Prunes and grows whole units: gates' hidden units, state units, rows of a linear layer.
+
+    A weight is awake while every unit that owns it is alive. Every family keeps a unit.
+
+    Args:
+        model: The model the families belong to.
+        families: Its families of units.
+        masks: The masks of its weights, changed in place; those of the units' biases join them.
+        density: Returns the density of the weights' masks.
+
+    Attributes:
+        alive: For all families one after another, whether a unit lives.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        families: list[Units],
+        masks: dict[str, Tensor],
+        density: Callable[[], float],
+    ) -> None:
+        self.families, self.masks, self._density = families, masks, density
+        self.alive = torch.ones(sum(units.count for units in families), dtype=torch.bool)
+        owned = {name for units in families for name, _ in units.rows}
+        for name in sorted(owned - masks.keys()):
+            masks[name] = torch.ones_like(model.get_parameter(name), dtype=torch.bool)
+        self._rows = {
+            name: model.get_parameter(name)
+            for units in families
+            if units.hidden
+            for name, _ in units.rows
+        }
+        self.initial = {name: row.detach().clone() for name, row in self._rows.items()}
+
+    @torch.no_grad()
+    def offer(self) -> None:
+        """Give dead hidden units their initial inputs back, so that growth can tell them apart.
+
+        With zeros on both sides of such a unit neither has a gradient, and it could never learn.
+        Nothing reads it yet, so the network computes what it did.
+        """
+        for units, alive in zip(self.families, self._by_family(self.alive), strict=True):
+            dead = torch.nonzero(~alive).flatten()
+            for name, offset in units.rows if units.hidden else []:
+                places = (dead + offset).to(self._rows[name].device)
+                self._rows[name][places] = self.initial[name][places]
+
+    def prune(self, scores: Tensor, density: float) -> None:
+        """Kill the units with the smallest scores until the weights' density is ``density``.
+
+        The density is reached from above to within the weights of one unit, and never exceeded
+        unless every family is down to its last unit.
+        """
+        kept = torch.cat([top_k(s, 1) for s in self._by_family(self._where(self.alive, scores))])
+        # The smallest first; of equal scores the lower index stays alive.
+        order = self._ranked(self.alive & ~kept, scores).flip(0)
+        count = bisect_left(
+            range(len(order)), True, key=lambda n: self._without(order[:n]) <= density
+        )
+        self._without(order[:count])
+        self.alive[order[:count]] = False
+
+    def grow(self, scores: Tensor, density: float) -> None:
+        """Wake the dead units with the largest scores, as many as ``density`` allows."""
+        order = self._ranked(~self.alive, scores)
+        count = bisect_left(
+            range(1, len(order) + 1), True, key=lambda n: self._with(order[:n]) > density
+        )
+        self._with(order[:count])
+        self.alive[order[:count]] = True
+
+    def scores(self, weights: dict[str, Tensor]) -> Tensor:
+        """Return every unit's score: the root mean square of its weights' scores."""
+        return torch.cat([self._family_scores(units, weights) for units in self.families])
+
+    def _family_scores(self, units: Units, weights: dict[str, Tensor]) -> Tensor:
+        total, owned = torch.zeros(units.count), 0
+        for name, offset in units.rows:
+            if name in weights:  # a bias has no score
+                rows = weights[name].flatten(1)[offset : offset + units.count]
+                total, owned = total + rows.square().sum(1).cpu(), owned + rows.shape[1]
+        for name, first, last in units.columns:
+            block = weights[name].flatten(1)[first:last]
+            total, owned = total + block.square().sum(0).cpu(), owned + block.shape[0]
+        return (total / owned).sqrt()
+
+    def _ranked(self, candidates: Tensor, scores: Tensor) -> Tensor:
+        """Return the candidates' indices, the largest score first."""
+        order = scores.sort(descending=True, stable=True).indices
+        return order[candidates[order]]
+
+    def _where(self, candidates: Tensor, scores: Tensor) -> Tensor:
+        return scores.masked_fill(~candidates, -torch.inf)
+
+    def _without(self, dead: Tensor) -> float:
+        return self._show(self.alive.clone().index_fill_(0, dead, False))
+
+    def _with(self, woken: Tensor) -> float:
+        return self._show(self.alive.clone().index_fill_(0, woken, True))
+
+    def _show(self, alive: Tensor) -> float:
+        """Set the masks to what follows if the units ``alive`` live; return their density."""
+        for mask in self.masks.values():
+            mask.fill_(True)
+        for units, living in zip(self.families, self._by_family(alive), strict=True):
+            for name, offset in units.rows:
+                rows = self.masks[name][offset : offset + units.count]
+                rows &= living.to(rows.device).view(-1, *[1] * (rows.dim() - 1))
+            for name, first, last in units.columns:
+                self.masks[name][first:last] &= living.to(self.masks[name].device)
+        return self._density()
+
+    def _by_family(self, flat: Tensor) -> list[Tensor]:
+        return list(torch.split_with_sizes(flat, [units.count for units in self.families]))
