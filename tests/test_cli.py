@@ -12,6 +12,7 @@ from gpsearch.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 TOY = ["--task", "tests.toy:ToyTask"]
+TOY_DEVICE = ["--device", "tests.toy:ToyDevice"]
 
 
 def call(*words):
@@ -72,8 +73,8 @@ def test_train_and_profile_a_candidate(tmp_path):
     assert code == 0, err
     assert "test: err" in out
     assert (tmp_path / "t" / "history.csv").exists()
-    assert call("profile", candidate, *TOY)[0] == 0
-    assert call("profile", tmp_path / "t", *TOY)[0] == 0
+    assert call("profile", candidate, *TOY, *TOY_DEVICE)[0] == 0
+    assert call("profile", tmp_path / "t", *TOY, *TOY_DEVICE)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_the_lists(command):
 def test_flags_can_stand_in_a_file(tmp_path):
     (tmp_path / "mine.toml").write_text('budget = 2\nobjectives = "error,params"\nseed = 4\n')
     code, _, err = call(
-        "run", *TOY, "--space", "tests/toy.toml", "--config", tmp_path / "mine.toml",
+        "run", *TOY, *TOY_DEVICE, "--space", "tests/toy.toml", "--config", tmp_path / "mine.toml",
         "--seed", 5, "--out", tmp_path / "r",
     )  # fmt: skip
 

@@ -17,8 +17,13 @@ from gpsearch.study import Study
 from tests.toy import ToyTask
 
 ROOT = Path(__file__).parents[1]
-TOY = {"task": "tests.toy:ToyTask", "space": str(ROOT / "tests" / "toy.toml")}
-NOISE = ("latency", "train_s", "peak_memory", "flags", "power")
+TOY = {
+    "task": "tests.toy:ToyTask",
+    "space": str(ROOT / "tests" / "toy.toml"),
+    "device": "tests.toy:ToyDevice",
+}
+TOY_FLAGS = [word for name, value in TOY.items() for word in (f"--{name}", value)]
+NOISE = ("train_s", "flags")
 
 
 class Silent:
@@ -139,37 +144,15 @@ def test_failures_are_recorded_and_a_hopeless_study_gives_up(tmp_path):
 
 
 def test_energy_without_a_counter_is_refused_at_the_start(tmp_path):
-    study = a_study(tmp_path / "toy", objectives="error,energy", device="tests.test_search:NoMeter")
+    study = a_study(tmp_path / "toy", objectives="error,energy")
     with pytest.raises(UserError, match="cannot measure energy_j: no counter here"):
         Search(study, Silent())
 
 
 def test_a_constraint_on_energy_needs_the_counter_too(tmp_path):
-    study = a_study(
-        tmp_path / "toy", constraint=("energy_mj<=1",), device="tests.test_search:NoMeter"
-    )
+    study = a_study(tmp_path / "toy", constraint=("energy_mj<=1",))
     with pytest.raises(UserError, match="cannot measure energy_j"):
         Search(study, Silent())
-
-
-class NoMeter:
-    """A device without an energy counter."""
-
-    api_version = "1"
-
-    def probe(self):
-        from gpsearch.profiling import DeviceFacts
-
-        return DeviceFacts("toy", {}, unavailable={"energy_j": "no counter here"})
-
-    def load(self, model, example):
-        raise RuntimeError("never asked")
-
-    def run(self, handles, schedule):
-        raise RuntimeError("never asked")
-
-    def close(self):
-        pass
 
 
 def command(folder, *more):
@@ -177,7 +160,7 @@ def command(folder, *more):
 
 
 def values(folder):
-    """Return trials.csv without what differs from run to run: times and latencies."""
+    """Return trials.csv without what differs from run to run: seconds, and how busy the machine was."""
     with (folder / "trials.csv").open() as file:
         return [
             {k: v for k, v in row.items() if not k.startswith(NOISE)}
@@ -186,8 +169,7 @@ def values(folder):
 
 
 def test_a_study_killed_at_random_moments_ends_like_an_undisturbed_one(tmp_path):
-    flags = ["run", "--task", TOY["task"], "--space", TOY["space"], "--objectives", "error,flops",
-             "--budget", "12"]  # fmt: skip
+    flags = ["run", *TOY_FLAGS, "--objectives", "error,flops,latency", "--budget", "12"]
     null = subprocess.DEVNULL
     quiet: dict[str, Any] = {"stdout": null, "stderr": null, "cwd": ROOT}
     subprocess.run(command(tmp_path / "a", *flags, "--out"), check=True, **quiet)
@@ -222,7 +204,7 @@ def test_a_second_run_on_a_folder_is_refused(tmp_path):
 
 
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path):
-    flags = ["run", "--task", TOY["task"], "--space", TOY["space"], "--out"]
+    flags = ["run", *TOY_FLAGS, "--out"]
     process = subprocess.Popen(
         command(tmp_path / "c", *flags), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )

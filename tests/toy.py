@@ -1,8 +1,8 @@
-"""A task that trains in milliseconds: tell which of two tones a short sequence holds."""
+"""A task that trains in milliseconds, and a device whose latencies are known beforehand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gpsearch.candidate import Architecture, Training
 from gpsearch.cell import HLSTM
+from gpsearch.profiling import API_VERSION, DeviceFacts
 
 Batch = tuple[Tensor, Tensor]
 
@@ -33,6 +34,8 @@ class ToyModel(nn.Module):
 
 
 class ToyTask:
+    """Tell which of two tones a short sequence holds."""
+
     name, metric = "toy", "err"
     notes: tuple[str, ...] = ("two tones, made up",)
 
@@ -66,3 +69,21 @@ class ToyTask:
 
     def example(self) -> tuple[Tensor, ...]:
         return (self.x[:1],)
+
+
+class ToyDevice:
+    """A device on which every non-zero parameter takes a microsecond, and none takes energy."""
+
+    api_version = API_VERSION
+
+    def probe(self) -> DeviceFacts:
+        return DeviceFacts("toy", {"clock": "1 MHz"}, unavailable={"energy_j": "no counter here"})
+
+    def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> float:
+        return 1e-6 * sum(int(p.count_nonzero()) for p in model.parameters())
+
+    def run(self, handles: Sequence[float], schedule: Sequence[int]) -> list[float]:
+        return [handles[index] for index in schedule]
+
+    def close(self) -> None:
+        pass
