@@ -12,7 +12,8 @@ import json
 import random
 import time
 import traceback
-from typing import Protocol, runtime_checkable
+from contextlib import closing
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -37,6 +38,9 @@ from gpsearch.profiling import Reading
 from gpsearch.sampling import Proposal, SpaceExhausted, propose
 from gpsearch.study import Row, Study
 from gpsearch.train import Epoch, grow_and_prune
+
+if TYPE_CHECKING:
+    import optuna
 
 MARGIN = 0.25
 """A candidate is gated before training when a cost is above its limit by more than this share:
@@ -164,26 +168,28 @@ class Search:
             StudyFailed: The first trials all fail.
             TimeUp: The time limit is over.
         """
-        self.study.sweep(self.front())  # a kill may have left a finished trial's checkpoint
-        while len(finished := self.study.finished()) < self.settings.budget:
-            number = len(finished)
-            try:
-                proposal = propose(
-                    finished,
-                    self.space,
-                    goals=len(self.settings.goals),
-                    sampler=self.settings.sampler,
-                    seed=self.settings.seed,
-                    params=self.study.saved_proposal(number),
-                )
-            except SpaceExhausted:
-                self.listener.note(f"the space holds nothing new after {number} trials")
-                break
-            self._run_trial(number, proposal)
-            if time.monotonic() > self.deadline and number + 1 < self.settings.budget:
-                raise TimeUp
-        self._give_up_if_hopeless()
-        self._measure_front_again()
+        with closing(self.device):
+            self.study.sweep(self.front())  # a kill may have left a finished trial's checkpoint
+            while len(finished := self.study.finished()) < self.settings.budget:
+                try:
+                    self._run_trial(len(finished), self._propose(finished))
+                except SpaceExhausted:
+                    self.listener.note(f"the space holds nothing new after {len(finished)} trials")
+                    break
+                if time.monotonic() > self.deadline and len(finished) + 1 < self.settings.budget:
+                    raise TimeUp
+            self._give_up_if_hopeless()
+            self._measure_front_again()
+
+    def _propose(self, finished: list[optuna.trial.FrozenTrial]) -> Proposal:
+        return propose(
+            finished,
+            self.space,
+            goals=len(self.settings.goals),
+            sampler=self.settings.sampler,
+            seed=self.settings.seed,
+            params=self.study.saved_proposal(len(finished)),
+        )
 
     def _run_trial(self, number: int, proposal: Proposal) -> None:
         self.study.save_proposal(number, proposal)
