@@ -2,6 +2,7 @@
 
     python -m benchmarks.accuracy --out results/benchmarks/an4-accuracy.csv
     python -m benchmarks.accuracy --arm lstm-gp --seed 0 --dropout 0.1
+    python -m benchmarks.accuracy --table
 
 Every arm gets the same epochs, the same recipe and the same tries of its dropout (`DROPOUTS`, seed
 0, chosen on the development split); the chosen one is then run with the other seeds. A row is
@@ -101,6 +102,33 @@ def run(out: Path, arm: str, seed: int, dropout: float, epochs: int) -> float:
     return float(str(done["dev_wer"]))
 
 
+def table(out: Path) -> str:
+    """Return the rows as a table of arms: means, and the lowest and highest of the seeds."""
+    lines = [
+        "| arm | weights | non-zeros | dropout | seeds | CPU minutes | dev WER % | test WER % |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    rows = rows_of(out)
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        first = [row for row in rows if row["arm"] == arm and int(row["seed"]) == SEEDS[0]]
+        chosen = min(first, key=lambda row: float(row["dev_wer"]))["dropout"]
+        kept = [row for row in rows if row["arm"] == arm and row["dropout"] == chosen]
+        spread = [
+            _spread([float(row[column]) * scale for row in kept], digits)
+            for column, scale, digits in (
+                ("cpu_minutes", 1, 1), ("dev_wer", 100, 1), ("test_wer", 100, 1),
+            )
+        ]  # fmt: skip
+        cells = [arm, kept[0]["weights"], kept[0]["nonzeros"], chosen, str(len(kept)), *spread]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float], digits: int) -> str:
+    mean = sum(values) / len(values)
+    return f"{mean:.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
 def main() -> None:
     """Run the arms asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -109,7 +137,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, action="append")
     parser.add_argument("--dropout", type=float, action="append")
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--table", action="store_true", help="print what is there, train nothing")
     flags = parser.parse_args()
+    if flags.table:
+        print(table(flags.out))
+        return
     torch.set_num_threads(1)
     keep_freed_memory()
     for arm in flags.arm or ARMS:

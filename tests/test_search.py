@@ -160,7 +160,7 @@ def command(folder, *more):
 
 
 def values(folder):
-    """Return trials.csv without what differs from run to run: seconds, and how busy the machine was."""
+    """Return trials.csv without seconds, and how busy the machine was."""
     with (folder / "trials.csv").open() as file:
         return [
             {k: v for k, v in row.items() if not k.startswith(NOISE)}
