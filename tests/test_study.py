@@ -91,9 +91,16 @@ def test_what_had_begun_is_remembered(tmp_path):
 
 
 def test_a_folder_with_a_study_is_not_started_again(tmp_path):
-    a_study(tmp_path / "s")
+    study = a_study(tmp_path / "s")
+    study.trial_folder(0).mkdir()
     with pytest.raises(UserError, match="holds a study already; continue it with `gpsearch resume"):
         a_study(tmp_path / "s")
+
+
+def test_a_start_that_failed_before_its_first_trial_can_be_made_again(tmp_path):
+    a_study(tmp_path / "s", device="nowhere")
+
+    assert a_study(tmp_path / "s").settings.device == "cpu"
 
 
 def test_no_results_folder_is_named(tmp_path):
