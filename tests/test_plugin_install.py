@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 PYPROJECT = """
 [build-system]
 requires = ["setuptools"]
@@ -95,3 +96,15 @@ def test_a_profiler_installed_by_pip_is_listed_and_used(site: Path, tmp_path: Pa
     assert used["latency_s"] == 0.001
     # Its broken sibling troubles only those who ask for it, and names its package.
     assert used["torn"].startswith("device 'torn' of package gpsearch-toy 1.2 cannot be imported")
+
+
+def test_a_search_runs_on_an_installed_profiler(site: Path, tmp_path: Path) -> None:
+    there = {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "TMPDIR": str(tmp_path)}
+    assert "toy  (gpsearch-toy 1.2)" in run("-m", "gpsearch", "devices", **there)
+
+    folder = tmp_path / "r"
+    task, space = "tests.toy:ToyTask", str(ROOT / "tests" / "toy.toml")
+    run("-m", "gpsearch", "run", "--device", "toy", "--task", task, "--space", space,
+        "--budget", "1", "--out", str(folder), **there)  # fmt: skip
+    assert json.loads((folder / "device.json").read_text())["name"] == "toy"
+    assert "0.001" in (folder / "trials.csv").read_text()
