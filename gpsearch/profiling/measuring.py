@@ -26,7 +26,7 @@ AA_GATE = 0.02
 
 @dataclass(frozen=True)
 class Reading:
-    """What was measured of one model on one device; `to_dict` goes into reading.json, beside the metrics."""
+    """What was measured of one model on one device; reading.json holds it beside the metrics."""
 
     quantities: Mapping[str, Quantity]
     """latency_s, latency_p90_s, latency_ratio, energy_j, peak_memory_bytes; where there are
