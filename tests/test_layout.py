@@ -41,6 +41,7 @@ SEEN_THROUGH = {
     "__main__": "test_packaging",
     "errors": "test_cli",
     "gated": "test_cell",
+    "kernels.native": "test_native",
     "kernels": "test_kernels",
     "compact_units": "test_compact",
     "report": "test_report",

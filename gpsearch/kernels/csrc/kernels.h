@@ -1,0 +1,5 @@
+/* All kernels, once for the instruction set that the including file chose. */
+
+#include "simd.h"
+#include "product.h"
+#include "training.h"

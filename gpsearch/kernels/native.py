@@ -1,0 +1,92 @@
+"""The kernels in C, where they were built when the package was installed.
+
+They come once for every instruction set that they know; which one runs is decided here, by the
+processor. The environment variable GPSEARCH_KERNELS chooses another: "portable", "avx2", "avx512",
+or "off" for none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+from gpsearch.errors import UserError
+
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+_CHOICE = "GPSEARCH_KERNELS"
+
+
+class Native:
+    """The kernels for one instruction set: its functions are attributes.
+
+    Args:
+        library: The loaded library.
+        instruction_set: One of `INSTRUCTION_SETS` that this processor has.
+    """
+
+    def __init__(self, library: ctypes.CDLL, instruction_set: str) -> None:
+        self.instruction_set = instruction_set
+        self._library = library
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._library, f"{name}_{self.instruction_set}")
+        function.restype = ctypes.c_int64  # where there is a result at all
+        setattr(self, name, function)
+        return function
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Return the library beside this module, or None where it was not built or does not load."""
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_native{suffix}")
+        if path.exists():
+            try:
+                return ctypes.CDLL(str(path))
+            except OSError:
+                return None
+    return None
+
+
+def available() -> tuple[str, ...]:
+    """Return the instruction sets whose kernels run on this machine, the slowest first."""
+    built = library()
+    return () if built is None else INSTRUCTION_SETS[: built.instruction_set() + 1]
+
+
+@cache
+def native(instruction_set: str = "") -> Native | None:
+    """Return the kernels for an instruction set; by default those of ``$GPSEARCH_KERNELS``.
+
+    Returns:
+        None where there are none, or where they are switched off.
+
+    Raises:
+        UserError: The instruction set is unknown, or not to be had on this machine.
+    """
+    chosen, there = instruction_set or os.environ.get(_CHOICE, ""), available()
+    if chosen == "off" or (not chosen and not there):
+        return None
+    if chosen and chosen not in there:
+        have = ", ".join(there) or "none was built"
+        raise UserError(f"{_CHOICE}={chosen!r}: no such kernels here (there are: {have}, or off)")
+    built = library()
+    assert built is not None
+    return Native(built, chosen or there[-1])
+
+
+def description() -> str:
+    """Say which kernels are in use, or why there are none and how to get them."""
+    if library() is None:
+        return (
+            "not built: training and inference of H-LSTMs take the slower way in torch; install a "
+            "C compiler (gcc or clang) and reinstall gpsearch"
+        )
+    chosen = native()
+    if chosen is None:
+        return f"switched off by {_CHOICE}=off"
+    return f"{chosen.instruction_set}, of {', '.join(available())}"
