@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
-from gpsearch.kernels.gates import Dense, Gates
+from gpsearch.kernels.gates import Gates, flattened, restored
 from gpsearch.kernels.products import linear
 
 _aten = torch.ops.aten
@@ -53,8 +53,7 @@ def fused(
 ) -> tuple[Float[Tensor, "dir time batch hidden"], Float[Tensor, "dir time batch hidden"]]:
     """Run one layer without gate norms over all time steps; differentiable once."""
     fixed = gates[0].activation, tuple(g.masks for g in gates)
-    weights = [w for g in gates for w in (g.ih, g.hh, g.bias, *(p for d in g.dense for p in d))]
-    hs, cs = _Fused.apply(*fixed, h0, c0, *xs, *weights)  # type: ignore[no-untyped-call]
+    hs, cs = _Fused.apply(*fixed, h0, c0, *xs, *flattened(gates))  # type: ignore[no-untyped-call]
     return hs, cs
 
 
@@ -67,7 +66,7 @@ class _Fused(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         dirs = len(masks)
         (h0, c0), xs, weights = leaves[:2], leaves[2 : 2 + dirs], leaves[2 + dirs :]
-        loop = _Forward(xs, h0, c0, _gates(activation, masks, weights))
+        loop = _Forward(xs, h0, c0, restored(activation, masks, weights))
         trace = loop.run()
         ctx.fixed, ctx.counts = (activation, masks), (dirs, len(weights), len(trace.post))
         ctx.save_for_backward(*xs, *weights, *trace.tensors())
@@ -81,25 +80,13 @@ class _Fused(torch.autograd.Function):
         xs, saved = ctx.saved_tensors[:dirs], ctx.saved_tensors[dirs:]
         activation, masks = ctx.fixed
         trace = _Trace.of(saved[count:], dirs, depth)
-        loop = _Backward(_gates(activation, masks, saved[:count]), trace, *grads)
+        loop = _Backward(restored(activation, masks, saved[:count]), trace, *grads)
         d_h0, d_c0 = loop.run()
         d_weights = [d for k, x in enumerate(xs) for d in loop.weight_gradients(k, x)]
         d_xs = [
             loop.input_gradient(k) if ctx.needs_input_grad[4 + k] else None for k in range(dirs)
         ]
         return None, None, d_h0, d_c0, *d_xs, *d_weights
-
-
-def _gates(
-    activation: str, masks: tuple[tuple[Tensor, ...], ...], weights: Sequence[Any]
-) -> list[Gates]:
-    """Put the directions' gates together again from the flat list that autograd sees."""
-    each, gates = len(weights) // len(masks), []
-    for d, own in enumerate(masks):
-        ih, hh, bias, *dense = weights[d * each : (d + 1) * each]
-        pairs = zip(dense[::2], dense[1::2], strict=True)
-        gates.append(Gates(ih, hh, bias, tuple(Dense(*p) for p in pairs), (), own, activation))
-    return gates
 
 
 class _Trace(NamedTuple):

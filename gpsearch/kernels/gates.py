@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -27,8 +28,9 @@ class Gates(NamedTuple):
 
     ``ih``, ``hh`` and ``bias`` map input and state onto the gates' first hidden layer and, where
     there is a direct path, in the rows below onto the gates themselves. ``dense`` is what follows
-    the first hidden layer. ``norms`` is empty without layer norms; ``masks``, the scaled dropout
-    masks of the hidden layers' outputs, is empty without dropout.
+    the first hidden layer; without any, the gates are flat: an LSTM's. ``norms`` is empty without
+    layer norms; ``masks``, the scaled dropout masks of the hidden layers' outputs, is empty
+    without dropout.
     """
 
     ih: Float[Tensor, "rows in"]
@@ -42,9 +44,26 @@ class Gates(NamedTuple):
     @property
     def first(self) -> int:
         """Rows of the first hidden layer, all four gates together."""
-        return 4 * self.dense[0].weight.shape[2]
+        return 4 * self.dense[0].weight.shape[2] if self.dense else 0
 
     @property
     def direct(self) -> bool:
         """Whether the gates have a direct path, too."""
         return self.ih.shape[0] > self.first
+
+
+def flattened(gates: Sequence[Gates]) -> list[Tensor | None]:
+    """Return the weights of some directions as autograd takes them, in one list."""
+    return [w for g in gates for w in (g.ih, g.hh, g.bias, *(p for d in g.dense for p in d))]
+
+
+def restored(
+    activation: str, masks: Sequence[tuple[Tensor, ...]], weights: Sequence[Any]
+) -> list[Gates]:
+    """Put the directions' gates together again from what `flattened` returned."""
+    each, gates = len(weights) // len(masks), []
+    for d, own in enumerate(masks):
+        ih, hh, bias, *dense = weights[d * each : (d + 1) * each]
+        pairs = zip(dense[::2], dense[1::2], strict=True)
+        gates.append(Gates(ih, hh, bias, tuple(Dense(*p) for p in pairs), (), own, activation))
+    return gates

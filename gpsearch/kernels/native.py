@@ -18,6 +18,14 @@ from gpsearch.errors import UserError
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 _CHOICE = "GPSEARCH_KERNELS"
+_ARGUMENTS = {
+    "packed_size": "ii",
+    "pack": "piiiip",
+    "forward": "pii",
+    "backward": "pii",
+}
+"""Of every function: whole numbers (i, 64 bits) and pointers (p)."""
+_TYPES = {"i": ctypes.c_int64, "p": ctypes.c_void_p}
 
 
 class Native:
@@ -34,6 +42,7 @@ class Native:
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(self._library, f"{name}_{self.instruction_set}")
+        function.argtypes = [_TYPES[one] for one in _ARGUMENTS[name]]
         function.restype = ctypes.c_int64  # where there is a result at all
         setattr(self, name, function)
         return function

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from gpsearch.kernels.compiled import compiled
 from gpsearch.kernels.fused import fused
 from gpsearch.kernels.gates import Gates
+from gpsearch.kernels.native import native
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -32,13 +34,16 @@ def recurrence(
 ) -> tuple[Float[Tensor, "dir time batch hidden"], Float[Tensor, "dir time batch hidden"]]:
     """Run one layer over all time steps and return its h and c at every step.
 
-    It goes the fused way where that applies. Tracing and compiling need plain operations, and so
-    do gate norms; on a GPU the fused way is untested.
+    It goes by the kernels in C where there are any, or the fused way in torch. Tracing and
+    compiling need plain operations, and so do gate norms; on a GPU the fused way is untested.
     """
     traced = torch._C._is_tracing() or torch.compiler.is_compiling()
-    on_cpu = h0.device.type == "cpu"
-    run = fused if on_cpu and not gates[0].norms and not traced else plain
-    return run(xs, h0, c0, gates)
+    if h0.device.type != "cpu" or gates[0].norms or traced:
+        return plain(xs, h0, c0, gates)
+    kernels = native() if h0.dtype == torch.float32 else None
+    if kernels is not None:
+        return compiled(kernels, xs, h0, c0, gates)
+    return fused(xs, h0, c0, gates)
 
 
 def plain(

@@ -1,0 +1,301 @@
+"""The recurrence as one autograd node whose loops over time run in C.
+
+A thread takes some rows of the batch through all steps of one direction, forward or backward, and
+waits for nobody; results do not depend on how the rows are shared out. What does not depend on the
+step before is a few large products here: of the inputs before the loop, and for the gradients of
+weights and inputs after it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.amp import custom_bwd, custom_fwd
+from torch.autograd.function import once_differentiable
+
+from gpsearch.kernels.gates import Gates, flattened, restored
+from gpsearch.kernels.native import Native
+from gpsearch.kernels.products import linear
+
+KINDS = ("relu", "leaky_relu", "tanh", "gelu")
+"""Activations, in the order of the enumeration in training.h."""
+_FEWEST_ROWS = 4
+"""Rows of a batch that are worth a thread: fewer fill no tile of the products."""
+
+
+def compiled(
+    native: Native,
+    xs: Sequence[Float[Tensor, "time batch in"]],
+    h0: Float[Tensor, "dir batch hidden"],
+    c0: Float[Tensor, "dir batch hidden"],
+    gates: Sequence[Gates],
+) -> tuple[Float[Tensor, "dir time batch hidden"], Float[Tensor, "dir time batch hidden"]]:
+    """Run one layer without gate norms over all time steps, in float32; differentiable once."""
+    fixed = native, gates[0].activation, tuple(g.masks for g in gates)
+    hs, cs = _Compiled.apply(*fixed, h0, c0, *xs, *flattened(gates))  # type: ignore[no-untyped-call]
+    return hs, cs
+
+
+class _Compiled(torch.autograd.Function):
+    @staticmethod
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
+    def forward(
+        ctx: Any, native: Native, activation: str, masks: tuple[tuple[Tensor, ...], ...],
+        *leaves: Any,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx.set_materialize_grads(False)
+        dirs = len(masks)
+        (h0, c0), xs, weights = leaves[:2], leaves[2 : 2 + dirs], leaves[2 + dirs :]
+        steps, batch, _ = xs[0].shape
+        h, c = (h0.new_empty(dirs, steps + 1, *h0.shape[1:]) for _ in range(2))
+        h[:, 0], c[:, 0] = h0, c0
+        gates = restored(activation, masks, weights)
+        loops = [_Loop.begin(*one) for one in zip(gates, xs, h, c, strict=True)]
+        _in_threads(native.forward, [loop.forward(native) for loop in loops], batch)
+        ctx.fixed = native, activation, masks, len(weights)
+        ctx.save_for_backward(*xs, *weights, h, c, *(one for loop in loops for one in loop.saved()))
+        return h[:, 1:], c[:, 1:]
+
+    @staticmethod
+    @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        native, activation, masks, count = ctx.fixed
+        dirs = len(masks)
+        xs, weights, (h, c, *saved) = _split(ctx.saved_tensors, dirs, count)
+        each = len(saved) // dirs
+        gates = restored(activation, masks, weights)
+        loops = [
+            _Loop.again(g, h[d], c[d], saved[d * each : (d + 1) * each])
+            for d, g in enumerate(gates)
+        ]
+        d_h, d_c = torch.zeros_like(h[:, 0]), torch.zeros_like(c[:, 0])
+        calls = [
+            loop.backward(native, _part(grad_h, d), _part(grad_c, d), d_h[d], d_c[d])
+            for d, loop in enumerate(loops)
+        ]
+        _in_threads(native.backward, calls, h.shape[2])
+        d_weights = [one for loop, x in zip(loops, xs, strict=True) for one in loop.d_weights(x)]
+        d_xs = [
+            loop.d_input() if ctx.needs_input_grad[5 + d] else None for d, loop in enumerate(loops)
+        ]
+        return None, None, None, d_h, d_c, *d_xs, *d_weights
+
+
+def _split(tensors: Sequence[Tensor | None], dirs: int, count: int) -> tuple[Any, Any, Any]:
+    return tensors[:dirs], tensors[dirs : dirs + count], tensors[dirs + count :]
+
+
+class _CDense(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("width", "out")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("packed", "flipped", "bias", "mask", "pre", "post", "d_pre")
+        ),
+    ]
+
+
+class _CRecurrence(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in ("steps", "batch", "size", "activation", "depth", "rows", "first")
+        ),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("hh", "hh_flipped", "dense", "z", "gate", "h", "c", "tanh_c")
+        ),
+        *((name, ctypes.c_void_p) for name in ("grad_h", "grad_c", "d_z", "d_gate")),
+        ("d_gate_step", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("d_h", "d_c")),
+    ]
+
+
+class Call(NamedTuple):
+    """What a function in C is called with, and what has to live as long."""
+
+    record: _CRecurrence
+    alive: list[Any]
+
+
+class _Loop:
+    """One direction's arrays, and what is made of them before and after its loop.
+
+    ``pre`` are the sums before the activations of the hidden layers (the first ones' are the first
+    columns of ``z``), ``post`` what the hidden layers put out.
+    """
+
+    def __init__(self, gates: Gates, h: Tensor, c: Tensor, saved: Sequence[Tensor]) -> None:
+        self.gates, self.h, self.c = gates, h, c
+        self.z, self.gate, self.tanh_c, *layers = saved
+        depth = len(gates.dense)
+        self.pre, self.post = [self.z, *layers[depth:]], layers[:depth]
+
+    @classmethod
+    def begin(cls, gates: Gates, x: Tensor, h: Tensor, c: Tensor) -> _Loop:
+        """Multiply the inputs of all steps, and make room for the rest."""
+        steps, batch, size = h.shape[0] - 1, *h.shape[1:]
+        z = linear(x.flatten(0, 1), gates.ih, gates.bias).view(steps, batch, -1)
+        widths = [4 * dense.weight.shape[2] for dense in gates.dense]
+        shapes = [4 * size, size, *widths, *widths[1:]]
+        saved = [h.new_empty(steps, batch, width) for width in shapes]
+        return cls(gates, h, c, [z, *saved])
+
+    @classmethod
+    def again(cls, gates: Gates, h: Tensor, c: Tensor, saved: Sequence[Tensor]) -> _Loop:
+        """Return to a loop that has run forward."""
+        return cls(gates, h, c, saved)
+
+    def saved(self) -> list[Tensor]:
+        """Return what `again` needs."""
+        return [self.z, self.gate, self.tanh_c, *self.post, *self.pre[1:]]
+
+    def forward(self, native: Native) -> Call:
+        """Return the call that fills everything from the inputs' products and the initial state."""
+        packed = [_packed(native, dense.weight, flip=False) for dense in self.gates.dense]
+        hh = _packed(native, self.gates.hh[None], flip=False)
+        fields = [{"packed": one.data_ptr()} for one in packed]
+        call = self._call(fields, hh=hh.data_ptr())
+        call.alive.extend([*packed, hh])
+        return call
+
+    def backward(
+        self,
+        native: Native,
+        grad_h: Tensor | None,
+        grad_c: Tensor | None,
+        d_h: Tensor,
+        d_c: Tensor,
+    ) -> Call:
+        """Return the call that fills the gradients of all sums and of the initial state."""
+        gates, first = self.gates, self.gates.first
+        flipped = [_packed(native, dense.weight, flip=True) for dense in gates.dense]
+        hh = _packed(native, gates.hh[None], flip=True)
+        self.d_pre = [torch.empty_like(pre) for pre in self.pre]
+        self.d_gate = (
+            self.d_pre[0][..., first:] if gates.direct else torch.empty_like(self.gate)
+        )  # the direct path's sums are the gates'
+        fields = [
+            {"flipped": one.data_ptr(), "d_pre": d_pre.data_ptr()}
+            for one, d_pre in zip(flipped, self.d_pre[: len(flipped)], strict=True)
+        ]
+        call = self._call(
+            fields,
+            hh_flipped=hh.data_ptr(),
+            grad_h=_address(grad_h),
+            grad_c=_address(grad_c),
+            d_z=self.d_pre[0].data_ptr(),
+            d_gate=self.d_gate.data_ptr(),
+            d_gate_step=self.d_gate.stride(1),
+            d_h=d_h.data_ptr(),
+            d_c=d_c.data_ptr(),
+        )
+        call.alive.extend([*flipped, hh, grad_h, grad_c, d_h, d_c])
+        return call
+
+    def _call(self, of_layers: list[dict[str, Any]], **of_direction: Any) -> Call:
+        gates, (steps, batch, size) = self.gates, self.tanh_c.shape
+        layers = (_CDense * len(gates.dense))()
+        masks = [mask.contiguous() for mask in gates.masks]
+        for j, (layer, dense) in enumerate(zip(layers, gates.dense, strict=True)):
+            layer.out, layer.width = dense.weight.shape[1:]
+            layer.bias = _address(dense.bias)
+            layer.mask = _address(masks[j] if masks else None)
+            layer.pre, layer.post = self.pre[j].data_ptr(), self.post[j].data_ptr()
+            for name, value in of_layers[j].items():
+                setattr(layer, name, value)
+        record = _CRecurrence(
+            steps=steps,
+            batch=batch,
+            size=size,
+            activation=KINDS.index(gates.activation),
+            depth=len(gates.dense),
+            rows=self.z.shape[2],
+            first=gates.first,
+            dense=ctypes.addressof(layers),
+            z=self.z.data_ptr(),
+            gate=self.gate.data_ptr(),
+            h=self.h.data_ptr(),
+            c=self.c.data_ptr(),
+            tanh_c=self.tanh_c.data_ptr(),
+            **of_direction,
+        )
+        return Call(record, [layers, masks, self])
+
+    def d_input(self) -> Tensor:
+        """Return the gradient of the inputs."""
+        return linear(self.d_pre[0].flatten(0, 1), self.gates.ih.mT).view(*self.z.shape[:2], -1)
+
+    def d_weights(self, x: Tensor) -> list[Tensor | None]:
+        """Return the gradients of ih, hh, bias, and the dense layers' weights and biases."""
+        rows = self.d_pre[0].flatten(0, 1)
+        left = rows.mT.contiguous()
+        grads: list[Tensor | None] = [
+            linear(left, x.flatten(0, 1).mT),
+            linear(left, self.h[:-1].flatten(0, 1).mT),
+            None if self.gates.bias is None else rows.sum(0),
+        ]
+        for dense, out, post in zip(
+            self.gates.dense, [*self.d_pre[1:], self.d_gate], self.post, strict=True
+        ):
+            by_gate, read = _by_gate(out), _by_gate(post)
+            grads.append(torch.bmm(by_gate.permute(1, 2, 0), read.transpose(0, 1)))
+            grads.append(None if dense.bias is None else by_gate.sum(0))
+        return grads
+
+
+def _packed(native: Native, weights: Float[Tensor, "n out in"], *, flip: bool) -> Tensor:
+    """Pack matrices for products with them, or with their transposes."""
+    weights = weights.contiguous()
+    n, out, width = weights.shape
+    columns, inner = (width, out) if flip else (out, width)
+    steps = (1, width) if flip else (width, 1)
+    packed = weights.new_empty(n, native.packed_size(columns, inner))
+    for matrix, room in zip(weights, packed, strict=True):
+        native.pack(matrix.data_ptr(), *steps, columns, inner, room.data_ptr())
+    return packed
+
+
+def _by_gate(x: Float[Tensor, "time batch width"]) -> Float[Tensor, "rows 4 unit"]:
+    return x.flatten(0, 1).view(x.shape[0] * x.shape[1], 4, -1)
+
+
+def _part(tensor: Tensor | None, direction: int) -> Tensor | None:
+    """Return one direction of a gradient, contiguous."""
+    return None if tensor is None else tensor[direction].contiguous()
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _in_threads(function: Callable[..., Any], calls: Sequence[Call], batch: int) -> None:
+    """Run the directions, each in slices of the batch, on as many threads as torch has."""
+    threads = torch.get_num_threads()
+    slices = max(1, min(batch // _FEWEST_ROWS, -(-threads // len(calls))))
+    edges = [batch * i // slices for i in range(slices + 1)]
+    jobs = [
+        (ctypes.addressof(call.record), edges[i], edges[i + 1])
+        for i in range(slices)
+        for call in calls
+    ]
+    if threads == 1:
+        for job in jobs:
+            function(*job)
+    else:
+        list(_pool(threads).map(lambda job: function(*job), jobs))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "gpsearch")
