@@ -12,6 +12,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -84,7 +85,9 @@ class _Compiled(torch.autograd.Function):
             for d, loop in enumerate(loops)
         ]
         _in_threads(native.backward, calls, h.shape[2])
-        d_weights = [one for loop, x in zip(loops, xs, strict=True) for one in loop.d_weights(x)]
+        d_weights = [
+            one for loop, x in zip(loops, xs, strict=True) for one in loop.d_weights(native, x)
+        ]
         d_xs = [
             loop.d_input() if ctx.needs_input_grad[5 + d] else None for d, loop in enumerate(loops)
         ]
@@ -236,21 +239,20 @@ class _Loop:
         """Return the gradient of the inputs."""
         return linear(self.d_pre[0].flatten(0, 1), self.gates.ih.mT).view(*self.z.shape[:2], -1)
 
-    def d_weights(self, x: Tensor) -> list[Tensor | None]:
+    def d_weights(self, native: Native, x: Tensor) -> list[Tensor | None]:
         """Return the gradients of ih, hh, bias, and the dense layers' weights and biases."""
-        rows = self.d_pre[0].flatten(0, 1)
-        left = rows.mT.contiguous()
+        d_z, h = self.d_pre[0].flatten(0, 1), self.h[:-1].flatten(0, 1)
         grads: list[Tensor | None] = [
-            linear(left, x.flatten(0, 1).mT),
-            linear(left, self.h[:-1].flatten(0, 1).mT),
-            None if self.gates.bias is None else rows.sum(0),
+            _sum_of_products(native, d_z, x.flatten(0, 1)),
+            _sum_of_products(native, d_z, h),
+            None if self.gates.bias is None else d_z.sum(0),
         ]
-        for dense, out, post in zip(
-            self.gates.dense, [*self.d_pre[1:], self.d_gate], self.post, strict=True
-        ):
-            by_gate, read = _by_gate(out), _by_gate(post)
-            grads.append(torch.bmm(by_gate.permute(1, 2, 0), read.transpose(0, 1)))
-            grads.append(None if dense.bias is None else by_gate.sum(0))
+        outs = [*self.d_pre[1:], self.d_gate]
+        for dense, out, post in zip(self.gates.dense, outs, self.post, strict=True):
+            d_out, read = out.flatten(0, 1), post.flatten(0, 1)
+            pairs = zip(d_out.chunk(4, 1), read.chunk(4, 1), strict=True)
+            grads.append(torch.stack([_sum_of_products(native, *pair) for pair in pairs]))
+            grads.append(None if dense.bias is None else d_out.sum(0).view(4, -1))
         return grads
 
 
@@ -266,8 +268,24 @@ def _packed(native: Native, weights: Float[Tensor, "n out in"], *, flip: bool) -
     return packed
 
 
-def _by_gate(x: Float[Tensor, "time batch width"]) -> Float[Tensor, "rows 4 unit"]:
-    return x.flatten(0, 1).view(x.shape[0] * x.shape[1], 4, -1)
+def _sum_of_products(
+    native: Native, left: Float[Tensor, "n rows"], right: Float[Tensor, "n columns"]
+) -> Float[Tensor, "rows columns"]:
+    """Return left.T @ right, by rows of the result in each thread."""
+    right = right if right.stride(1) == 1 else right.contiguous()
+    (n, rows), columns = left.shape, right.shape[1]
+    out = left.new_empty(rows, columns)
+    room = native.outer_room(columns)
+
+    def part(first: int, last: int) -> None:
+        a, to, own = left[:, first:last], out[first:last], left.new_empty(room)
+        native.outer(
+            a.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0), last - first, columns,
+            n, to.data_ptr(), columns, own.data_ptr(),
+        )  # fmt: skip
+
+    _each(part, _slices(rows, torch.get_num_threads()))
+    return out
 
 
 def _part(tensor: Tensor | None, direction: int) -> Tensor | None:
@@ -281,19 +299,28 @@ def _address(tensor: Tensor | None) -> int | None:
 
 def _in_threads(function: Callable[..., Any], calls: Sequence[Call], batch: int) -> None:
     """Run the directions, each in slices of the batch, on as many threads as torch has."""
-    threads = torch.get_num_threads()
-    slices = max(1, min(batch // _FEWEST_ROWS, -(-threads // len(calls))))
-    edges = [batch * i // slices for i in range(slices + 1)]
+    wanted = -(-torch.get_num_threads() // len(calls))
     jobs = [
-        (ctypes.addressof(call.record), edges[i], edges[i + 1])
-        for i in range(slices)
+        (ctypes.addressof(call.record), *rows)
+        for rows in _slices(batch, min(batch // _FEWEST_ROWS, wanted))
         for call in calls
     ]
-    if threads == 1:
+    _each(function, jobs)
+
+
+def _slices(count: int, parts: int) -> list[tuple[int, int]]:
+    """Split ``count`` things into equal parts, at least one: (first, behind the last) of each."""
+    edges = [count * i // max(1, parts) for i in range(max(1, parts) + 1)]
+    return list(pairwise(edges))
+
+
+def _each(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> None:
+    """Call ``function`` with each job's arguments, on as many threads as torch has."""
+    if torch.get_num_threads() == 1 or len(jobs) == 1:
         for job in jobs:
             function(*job)
     else:
-        list(_pool(threads).map(lambda job: function(*job), jobs))
+        list(_pool(torch.get_num_threads()).map(lambda job: function(*job), jobs))
 
 
 @cache

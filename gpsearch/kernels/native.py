@@ -21,6 +21,8 @@ _CHOICE = "GPSEARCH_KERNELS"
 _ARGUMENTS = {
     "packed_size": "ii",
     "pack": "piiiip",
+    "outer_room": "i",
+    "outer": "pipiiiipip",
     "forward": "pii",
     "backward": "pii",
 }

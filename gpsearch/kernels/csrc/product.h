@@ -1,7 +1,8 @@
-/* Products of a few rows with a weight matrix that is used again and again: batch x weights.
+/* Products. `multiply`: a few rows with a weight matrix that is used again and again. `outer`: sums
+   over many rows of the products of two rows, for the gradients of weights.
 
-   The weights are packed once, into panels of PANEL columns of the result. A tile of up to TILE
-   rows and one panel is kept in registers while it runs along the sum. Needs simd.h. */
+   The right factor is packed, into panels of PANEL columns of the result. A tile of up to TILE rows
+   and one panel is kept in registers while it runs along the sum. Needs simd.h. */
 
 #define PANEL (2 * VW)
 #define TILE (VW == 16 ? 12 : 6)
@@ -17,11 +18,18 @@ void NAME(pack)(
     const float *w, int64_t column_step, int64_t place_step, int64_t columns, int64_t inner,
     float *packed)
 {
-    for (int64_t first = 0; first < columns; first += PANEL)
-        for (int64_t k = 0; k < inner; k++)
-            for (int64_t j = 0; j < PANEL; j++, packed++)
-                *packed =
-                    first + j < columns ? w[(first + j) * column_step + k * place_step] : 0.0f;
+    for (int64_t first = 0; first < columns; first += PANEL) {
+        const int64_t count = columns - first < PANEL ? columns - first : PANEL;
+        const float *from = w + first * column_step;
+        for (int64_t k = 0; k < inner; k++, from += place_step, packed += PANEL) {
+            if (column_step == 1 && count == PANEL) {
+                memcpy(packed, from, PANEL * sizeof(float));
+                continue;
+            }
+            for (int64_t j = 0; j < PANEL; j++)
+                packed[j] = j < count ? from[j * column_step] : 0.0f;
+        }
+    }
 }
 
 typedef struct {
@@ -33,7 +41,7 @@ typedef struct {
 
 INLINE void tile(
     const int rows, const Product *by, const float *panel, int64_t column, const float *a,
-    int64_t a_step, float *out, int64_t out_step)
+    int64_t a_row, int64_t a_place, float *out, int64_t out_step)
 {
     vf sums[TILE][2];
     const int64_t count = by->columns - column;
@@ -60,7 +68,7 @@ INLINE void tile(
         const vf left = load(panel + k * PANEL), right = load(panel + k * PANEL + VW);
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
-            const vf one = splat(a[i * a_step + k]);
+            const vf one = splat(a[i * a_row + k * a_place]);
             sums[i][0] += one * left;
             sums[i][1] += one * right;
         }
@@ -75,6 +83,21 @@ INLINE void tile(
             memcpy(out + i * out_step + column, edge[i], (size_t)count * sizeof(float));
 }
 
+#define CASE(height, CALL)                                                                         \
+    case height: CALL(height); break;
+#if VW == 16
+#define CASES(CALL)                                                                                \
+    CASE(7, CALL) CASE(8, CALL) CASE(9, CALL) CASE(10, CALL) CASE(11, CALL) CASE(12, CALL)
+#else
+#define CASES(CALL)
+#endif
+/* Calls CALL with a constant for the height of a tile. */
+#define EACH_HEIGHT(height, CALL)                                                                  \
+    switch (height) {                                                                              \
+        CASE(1, CALL) CASE(2, CALL) CASE(3, CALL) CASE(4, CALL) CASE(5, CALL) CASE(6, CALL)        \
+        CASES(CALL)                                                                                \
+    }
+
 /* out[rows, columns] (+)= a[rows, inner] x w + bias. */
 static void multiply(
     const Product *by, int64_t rows, const float *a, int64_t a_step, float *out, int64_t out_step)
@@ -87,15 +110,52 @@ static void multiply(
             const int64_t first = rows * block / blocks, last = rows * (block + 1) / blocks;
             const float *from = a + first * a_step;
             float *to = out + first * out_step;
-#define CASE(height)                                                                               \
-    case height: tile(height, by, panel, column, from, a_step, to, out_step); break;
-            switch (last - first) {
-                CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-#if VW == 16
-                CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
-#endif
+#define CALL(height) tile(height, by, panel, column, from, a_step, 1, to, out_step)
+            EACH_HEIGHT(last - first, CALL)
+#undef CALL
+        }
+    }
+}
+
+/* Packs columns top to bottom - 1 of a into tiles of TILE of them. */
+static void pack_rows(
+    const float *a, int64_t a_step, int64_t top, int64_t bottom, int64_t deep, float *packed)
+{
+    for (int64_t row = top; row < bottom; row += TILE) {
+        const int64_t height = bottom - row < TILE ? bottom - row : TILE;
+        for (int64_t k = 0; k < deep; k++, packed += TILE)
+            memcpy(packed, a + k * a_step + row, (size_t)height * sizeof(float));
+    }
+}
+
+enum { DEEP = 256, HIGH = 96 }; /* A panel stays in the first cache, HIGH rows in the second. */
+
+/* Floats that `outer` needs room for. */
+int64_t NAME(outer_room)(int64_t columns) { return (panels(columns) * PANEL + HIGH) * DEEP; }
+
+/* out[rows, columns] = sum over `inner` of a[k, row] * b[k, column]. */
+void NAME(outer)(
+    const float *a, int64_t a_step, const float *b, int64_t b_step, int64_t rows, int64_t columns,
+    int64_t inner, float *out, int64_t out_step, float *room)
+{
+    float *packed = room, *high = room + panels(columns) * PANEL * DEEP;
+    for (int64_t k = 0; k < inner; k += DEEP) {
+        const int64_t deep = inner - k < DEEP ? inner - k : DEEP;
+        const Product by = {packed, NULL, columns, deep, k > 0};
+        NAME(pack)(b + k * b_step, 1, b_step, columns, deep, packed);
+        for (int64_t top = 0; top < rows; top += HIGH) {
+            const int64_t bottom = top + HIGH < rows ? top + HIGH : rows;
+            pack_rows(a + k * a_step, a_step, top, bottom, deep, high);
+            for (int64_t column = 0; column < columns; column += PANEL) {
+                const float *panel = packed + column * deep, *from = high;
+                for (int64_t row = top; row < bottom; row += TILE, from += TILE * deep) {
+                    float *to = out + row * out_step;
+                    const int64_t height = bottom - row < TILE ? bottom - row : TILE;
+#define CALL(height) tile(height, &by, panel, column, from, 1, TILE, to, out_step)
+                    EACH_HEIGHT(height, CALL)
+#undef CALL
+                }
             }
-#undef CASE
         }
     }
 }
