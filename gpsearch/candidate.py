@@ -113,8 +113,10 @@ class Candidate:
             words.append(" ".join([f"gates {shape.gate_depth}x{shape.gate_width}", *options]))
         name = self.schedule.name
         if name != "dense":
-            units = " units" if self.schedule.structure == "row_column" else ""
-            name += f" {self.schedule.final_density:.1%}{units}"
+            shape = {"element": "", "row_column": " units"}
+            structure = self.schedule.structure
+            name += f" {self.schedule.final_density:.1%}"
+            name += shape.get(structure, f" {structure}")
         return ", ".join([*words, name])
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
