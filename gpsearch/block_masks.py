@@ -99,7 +99,7 @@ class BlockMasks:
 
     def _sizes(self, pieces: list[Piece]) -> Tensor:
         matrices = [self._matrix(self.masks, piece) for piece in pieces]
-        return torch.cat([sizes(*m.shape, self._shape, m.device).flatten() for m in matrices])
+        return torch.cat([sizes(m.shape, self._shape, m.device).flatten() for m in matrices])
 
     def _set(self, pieces: list[Piece], blocks: Tensor) -> None:
         """Set the masks of a group's weights to what its blocks are."""
@@ -108,7 +108,7 @@ class BlockMasks:
             matrix = self._matrix(self.masks, piece)
             grid = awake(matrix, self._shape).shape
             part = blocks[seen : seen + grid.numel()].view(grid)
-            matrix.copy_(spread(part, self._shape, *matrix.shape))
+            matrix.copy_(spread(part, self._shape, matrix.shape))
             seen += grid.numel()
 
     def _matrix(self, tensors: dict[str, Tensor], piece: Piece) -> Tensor:

@@ -38,9 +38,10 @@ def pool(
 
 
 def sizes(
-    rows: int, columns: int, shape: Shape, device: torch.device | None = None
+    matrix: tuple[int, ...], shape: Shape, device: torch.device | None = None
 ) -> Int[Tensor, "block_rows block_columns"]:
-    """Return the number of weights in every block."""
+    """Return the number of weights in every block of a matrix of this shape."""
+    rows, columns = matrix
     height = (rows - torch.arange(0, rows, shape[0], device=device)).clamp(max=shape[0])
     width = (columns - torch.arange(0, columns, shape[1], device=device)).clamp(max=shape[1])
     return height[:, None] * width
@@ -54,11 +55,12 @@ def awake(
 
 
 def spread(
-    blocks: Bool[Tensor, "block_rows block_columns"], shape: Shape, rows: int, columns: int
+    blocks: Bool[Tensor, "block_rows block_columns"], shape: Shape, matrix: tuple[int, ...]
 ) -> Bool[Tensor, "rows columns"]:
-    """Return the mask of the weights of a matrix whose blocks are awake as in ``blocks``."""
+    """Return the mask of a matrix of this shape in which the blocks are awake as in ``blocks``."""
     if shape == (1, 1):
         return blocks
+    rows, columns = matrix
     tall = blocks.repeat_interleave(shape[0], 0)[:rows]
     return tall.repeat_interleave(shape[1], 1)[:, :columns]
 

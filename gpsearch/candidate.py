@@ -113,10 +113,9 @@ class Candidate:
             words.append(" ".join([f"gates {shape.gate_depth}x{shape.gate_width}", *options]))
         name = self.schedule.name
         if name != "dense":
-            shape = {"element": "", "row_column": " units"}
             structure = self.schedule.structure
-            name += f" {self.schedule.final_density:.1%}"
-            name += shape.get(structure, f" {structure}")
+            together = {"element": "", "row_column": " units"}.get(structure, f" {structure}")
+            name += f" {self.schedule.final_density:.1%}{together}"
         return ", ".join([*words, name])
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

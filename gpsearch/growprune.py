@@ -284,9 +284,10 @@ class GrowPrune:
 
     def _after_step(self, *_: Any) -> None:
         if self._factors:
-            parameters = [self._held[name] for name in self._factors]
+            parameters: list[Tensor] = [self._held[name] for name in self._factors]
+            factors: list[Tensor] = [*self._factors.values()]
             with torch.no_grad():
-                torch._foreach_mul_(parameters, list(self._factors.values()))
+                torch._foreach_mul_(parameters, factors)
 
 
 def sketch(

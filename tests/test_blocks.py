@@ -23,10 +23,10 @@ def test_a_blocks_score_is_the_root_mean_square_of_what_it_holds():
 
 
 def test_tiles_begin_at_the_first_row_and_column_and_may_be_smaller_at_the_edges():
-    assert sizes(5, 3, (2, 2)).tolist() == [[4, 2], [4, 2], [2, 1]]
+    assert sizes((5, 3), (2, 2)).tolist() == [[4, 2], [4, 2], [2, 1]]
 
     blocks = torch.tensor([[True, False], [False, True], [True, False]])
-    assert spread(blocks, (2, 2), 5, 3).int().tolist() == [
+    assert spread(blocks, (2, 2), (5, 3)).int().tolist() == [
         [1, 1, 0],
         [1, 1, 0],
         [0, 0, 1],
@@ -53,9 +53,9 @@ def test_of_equal_scores_the_lower_index_fits_first():
 @given(MATRICES, SHAPE, st.integers(0, 2**31))
 def test_a_mask_spread_over_the_weights_is_read_back(matrix, shape, seed):
     random = torch.Generator().manual_seed(seed)
-    size = sizes(*matrix, shape)
+    size = sizes(matrix, shape)
     blocks = torch.rand(size.shape, generator=random) < 0.5
-    mask = spread(blocks, shape, *matrix)
+    mask = spread(blocks, shape, matrix)
 
     assert mask.shape == matrix
     assert awake(mask, shape).equal(blocks)
@@ -67,14 +67,14 @@ def test_a_mask_spread_over_the_weights_is_read_back(matrix, shape, seed):
 def test_scores_keep_the_sum_of_squares(matrix, shape, seed):
     score = torch.rand(matrix, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
 
-    squares = pool(score, shape).square() * sizes(*matrix, shape)
+    squares = pool(score, shape).square() * sizes(matrix, shape)
     torch.testing.assert_close(squares.sum(), score.square().sum())
 
 
 @settings(max_examples=50, deadline=None)
 @given(MATRICES, SHAPE, st.floats(0, 1.2), st.integers(0, 2**31))
 def test_less_than_one_block_is_left_over(matrix, shape, share, seed):
-    size = sizes(*matrix, shape).flatten()
+    size = sizes(matrix, shape).flatten()
     score = torch.rand(len(size), generator=torch.Generator().manual_seed(seed))
     weights = round(share * int(size.sum()))
     count = fitting(score, size, weights)
