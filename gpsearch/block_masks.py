@@ -47,19 +47,19 @@ class BlockMasks:
         for pieces in self._groups:
             budgets = shares([self._matrix(self.masks, p).numel() for p in pieces], density)
             for piece, budget in zip(pieces, budgets, strict=True):
+                grid = awake(self._matrix(self.masks, piece), self._shape)
+                score = connecting(*grid.shape, generator).flatten().to(grid.device)
                 size = self._sizes([piece])
-                rows, columns = awake(self._matrix(self.masks, piece), self._shape).shape
-                score = connecting(rows, columns, generator).flatten().to(size.device)
-                self._set([piece], top_k(score, fitting(score, size, budget)))
+                self._set([piece], top_k(score, fitting(score, size, size > 0, budget)))
 
     def offer(self) -> None:
         """Do nothing: a dormant block reads and is read, and so has a gradient."""
 
     def scores(self, weights: dict[str, Tensor]) -> Tensor:
         """Return every block's score, group after group, from the scores of their weights."""
-        return torch.cat(
-            [pool(self._matrix(weights, p), self._shape).flatten() for g in self._groups for p in g]
-        )
+        matrices = (self._matrix(weights, piece) for pieces in self._groups for piece in pieces)
+        parts = [pool(matrix, self._shape).flatten() for matrix in matrices]
+        return torch.cat(parts) if parts else torch.empty(0)
 
     def random(self, generator: torch.Generator) -> Tensor:
         """Draw a score for every block."""
@@ -70,14 +70,14 @@ class BlockMasks:
     def prune(self, scores: Tensor, density: float) -> None:
         """Put the blocks with the smallest scores to sleep, down to ``density``."""
         for pieces, mask, size, score in self._gathered(scores):
-            keep = fitting(score[mask], size[mask], round(density * int(size.sum())))
+            keep = fitting(score, size, mask, round(density * int(size.sum())))
             self._set(pieces, prune(mask, score, int(mask.sum()) - keep))
 
     def grow(self, scores: Tensor, density: float) -> None:
         """Wake the dormant blocks with the largest scores, as many as ``density`` allows."""
         for pieces, mask, size, score in self._gathered(scores):
-            room = round(density * int(size.sum())) - int(size[mask].sum())
-            self._set(pieces, grow(mask, score, fitting(score[~mask], size[~mask], room)))
+            room = round(density * int(size.sum())) - int((size * mask).sum())
+            self._set(pieces, grow(mask, score, fitting(score, size, ~mask, room)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the masks do not tell: nothing."""
@@ -91,9 +91,8 @@ class BlockMasks:
         seen = 0
         for pieces in self._groups:
             size = self._sizes(pieces)
-            mask = torch.cat(
-                [awake(self._matrix(self.masks, p), self._shape).flatten() for p in pieces]
-            )
+            matrices = (self._matrix(self.masks, piece) for piece in pieces)
+            mask = torch.cat([awake(matrix, self._shape).flatten() for matrix in matrices])
             yield pieces, mask, size, scores[seen : seen + len(size)]
             seen += len(size)
 

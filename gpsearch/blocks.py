@@ -65,8 +65,13 @@ def spread(
     return tall.repeat_interleave(shape[1], 1)[:, :columns]
 
 
-def fitting(score: Float[Tensor, " blocks"], sizes: Int[Tensor, " blocks"], weights: int) -> int:
-    """Count the blocks, the largest score first, that hold at most ``weights`` weights together.
+def fitting(
+    score: Float[Tensor, " blocks"],
+    sizes: Int[Tensor, " blocks"],
+    among: Bool[Tensor, " blocks"],
+    weights: int,
+) -> int:
+    """Count the blocks of ``among``, the largest score first, with at most ``weights`` weights.
 
     Less than one block is left over, unless all of them fit. Of equal scores the lower index comes
     first, as in `gpsearch.mask.top_k`.
@@ -74,6 +79,6 @@ def fitting(score: Float[Tensor, " blocks"], sizes: Int[Tensor, " blocks"], weig
     if not len(sizes) or weights <= 0:
         return 0
     if (sizes == sizes[0]).all():  # no need to sort
-        return min(weights // int(sizes[0]), len(sizes))
-    order = score.sort(descending=True, stable=True).indices
-    return int((sizes[order].cumsum(0) <= weights).sum())
+        return min(weights // int(sizes[0]), int(among.sum()))
+    order = score[among].sort(descending=True, stable=True).indices
+    return int((sizes[among][order].cumsum(0) <= weights).sum())

@@ -41,12 +41,21 @@ def test_tiles_begin_at_the_first_row_and_column_and_may_be_smaller_at_the_edges
 def test_blocks_fit_the_largest_score_first(weights, count):
     score, size = torch.tensor([0.1, 0.9, 0.5]), torch.tensor([1, 2, 4])
 
-    assert fitting(score, size, weights) == count
+    assert fitting(score, size, size > 0, weights) == count
 
 
 def test_of_equal_scores_the_lower_index_fits_first():
-    assert fitting(torch.zeros(3), torch.tensor([4, 1, 1]), 3) == 0
-    assert fitting(torch.zeros(3), torch.tensor([1, 1, 4]), 3) == 2
+    everyone = torch.ones(3, dtype=torch.bool)
+
+    assert fitting(torch.zeros(3), torch.tensor([4, 1, 1]), everyone, 3) == 0
+    assert fitting(torch.zeros(3), torch.tensor([1, 1, 4]), everyone, 3) == 2
+
+
+def test_only_the_blocks_asked_for_are_counted():
+    score, among = torch.tensor([0.9, 0.5, 0.1]), torch.tensor([False, True, True])
+
+    assert fitting(score, torch.tensor([4, 4, 2]), among, 5) == 1
+    assert fitting(score, torch.tensor([4, 4, 4]), among, 99) == 2
 
 
 @settings(max_examples=50, deadline=None)
@@ -77,8 +86,9 @@ def test_less_than_one_block_is_left_over(matrix, shape, share, seed):
     size = sizes(matrix, shape).flatten()
     score = torch.rand(len(size), generator=torch.Generator().manual_seed(seed))
     weights = round(share * int(size.sum()))
-    count = fitting(score, size, weights)
+    among = torch.rand(len(size), generator=torch.Generator().manual_seed(seed + 1)) < 0.7
+    count = fitting(score, size, among, weights)
 
-    order = score.argsort(descending=True)
-    assert size[order][:count].sum() <= weights
-    assert count == len(size) or weights < size[order][: count + 1].sum()
+    ranked = size[among][score[among].argsort(descending=True)]
+    assert ranked[:count].sum() <= weights
+    assert count == len(ranked) or weights < ranked[: count + 1].sum()

@@ -228,6 +228,14 @@ def test_blocks_live_and_die_whole_under_every_schedule(schedule, structure):
     assert torch.stack([*batches()]).sum() < first
 
 
+def test_a_model_with_nothing_to_prune_is_left_alone():
+    model = nn.BatchNorm1d(4)
+    masks = GrowPrune(model, None, GMP(prune_start=0.0), 4)
+    masks.update(3, lambda: iter(()))
+
+    assert masks.density == 1.0
+
+
 def test_dense_masks_nothing():
     assert GrowPrune(a_model(), None, Dense(), 5).density == 1.0
 
