@@ -47,9 +47,9 @@ class BlockMasks:
         for pieces in self._groups:
             budgets = shares([self._matrix(self.masks, p).numel() for p in pieces], density)
             for piece, budget in zip(pieces, budgets, strict=True):
-                grid = awake(self._matrix(self.masks, piece), self._shape)
-                score = connecting(*grid.shape, generator).flatten().to(grid.device)
+                rows, columns = awake(self._matrix(self.masks, piece), self._shape).shape
                 size = self._sizes([piece])
+                score = connecting(rows, columns, generator).flatten().to(size.device)
                 self._set([piece], top_k(score, fitting(score, size, size > 0, budget)))
 
     def offer(self) -> None:
