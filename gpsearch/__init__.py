@@ -5,7 +5,7 @@ A map, in reading order:
     search      the whole story of one trial, and the loop around it: start here
     train       one grow-and-prune training, with its checkpoint and history
     growprune   `GrowPrune`: the masks of a model while it trains
-    block_masks  the masks of single weights and of blocks of them
+    block_masks the masks of single weights and of blocks of them
     unit_masks  the masks of whole units
     schedule    when connections grow or are pruned, and how many
     grow        which dormant weights wake

@@ -25,12 +25,12 @@ def pool(
 ) -> Float[Tensor, "block_rows block_columns"]:
     """Return every block's score: the root mean square of its weights' scores.
 
-    Of all masks with as many blocks, keeping the largest root mean squares changes the matrix
+    Of all masks with as many weights, keeping the largest root mean squares changes the matrix
     least, as magnitude does for single weights (their score is left as it is); the mean makes a
     small block at an edge stand for what it saves. Whole units are compared in the same way. The
-    literature has the largest magnitude in a block (Narang, Undersander, Diamos, "Block-Sparse
-    Recurrent Neural Networks", arXiv 1711.02782, section 3.1; its group lasso, section 3.2, has the
-    Euclidean norm) and the mean magnitude (TensorFlow Model Optimization's default).
+    literature also has the largest magnitude in a block (Narang, Undersander, Diamos, "Block-Sparse
+    Recurrent Neural Networks", arXiv 1711.02782; its group lasso has the Euclidean norm) and the
+    mean magnitude (the default of TensorFlow Model Optimization).
     """
     if shape == (1, 1):
         return score
