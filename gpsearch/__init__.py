@@ -5,11 +5,13 @@ A map, in reading order:
     search      the whole story of one trial, and the loop around it: start here
     train       one grow-and-prune training, with its checkpoint and history
     growprune   `GrowPrune`: the masks of a model while it trains
+    block_masks the masks of single weights and of blocks of them
     unit_masks  the masks of whole units
     schedule    when connections grow or are pruned, and how many
     grow        which dormant weights wake
     prune       which weights sleep
     mask        choosing an exact number of weights
+    blocks      weights that live or die together: 16x1, 8x1, 4x4
     groups      which weights compete, and which belong to one unit
     cell        `HLSTM` and `HLSTMCell`, with the equations
     gated       the parameters of its gates

@@ -113,8 +113,9 @@ class Candidate:
             words.append(" ".join([f"gates {shape.gate_depth}x{shape.gate_width}", *options]))
         name = self.schedule.name
         if name != "dense":
-            units = " units" if self.schedule.structure == "row_column" else ""
-            name += f" {self.schedule.final_density:.1%}{units}"
+            structure = self.schedule.structure
+            together = {"element": "", "row_column": " units"}.get(structure, f" {structure}")
+            name += f" {self.schedule.final_density:.1%}{together}"
         return ", ".join([*words, name])
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

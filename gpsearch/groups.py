@@ -34,7 +34,7 @@ class Weight:
 
 
 Piece = tuple[str, int, int]
-"""A weight's name, and the first and last-but-one index of its flattened elements."""
+"""One gate's matrix: a weight's name, its first row and the one after its last."""
 
 
 @dataclass
@@ -84,7 +84,7 @@ def groups(weights: dict[str, Weight], scope: Scope) -> list[list[Piece]]:
     """
     pieces: dict[object, list[Piece]] = {}
     for weight in weights.values():
-        step = weight.size // weight.gates
+        step = len(weight.parameter) // weight.gates
         for gate in range(weight.gates):
             key = {
                 "matrix": (weight.name, gate),

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gpsearch import groups as grouping
-from gpsearch.grow import gradients, grow
-from gpsearch.mask import connected, shares
-from gpsearch.prune import prune
+from gpsearch.block_masks import BlockMasks
+from gpsearch.grow import gradients
 from gpsearch.schedule import GMP, SCHEDULES, Progress, Schedule, Update
 from gpsearch.unit_masks import UnitMasks
 
@@ -59,20 +58,24 @@ class GrowPrune:
         self.model, self.optimizer, self.epochs = model, optimizer, epochs
         self.schedule: Schedule = SCHEDULES[schedule]() if isinstance(schedule, str) else schedule
         self._weights = grouping.weights(model, prunable)
-        self._groups = grouping.groups(self._weights, self.schedule.scope)
         self._generator = torch.Generator().manual_seed(seed)
         self._holding = True
         self._reference: float | None = None
         self._pruned_once = self._gate_closed = False
         self._last_good: dict[str, Any] | None = None
         self.masks = {
-            name: torch.ones_like(weight.parameter, dtype=torch.bool)
+            name: torch.ones(
+                weight.parameter.shape, dtype=torch.bool, device=weight.parameter.device
+            )
             for name, weight in self._weights.items()
         }
-        self._units = self._whole_units() if self.schedule.structure == "row_column" else None
-        self._seed()
-        self._hooks = self._install_hooks()
+        self._structure = self._find_structure()
+        if self.schedule.seed_density < 1:
+            self._structure.seed(self.schedule.seed_density, self._generator)
+        self._held = {name: self.model.get_parameter(name) for name in self.masks}
+        self._factors: dict[str, Tensor] = {}
         self.hold()
+        self._hooks = self._install_hooks()
 
     # What a loop asks of it
 
@@ -130,11 +133,19 @@ class GrowPrune:
     def hold(self, model: nn.Module | None = None) -> None:
         """Set dormant weights, and the optimizer's moments for them, to zero.
 
+        Whoever changes `masks` by hand calls this next.
+
         Args:
             model: Another module with the same parameter names, such as a running average of the
                 weights (`torch.optim.swa_utils.AveragedModel.module`); None is the model itself.
         """
         parameters = dict((model or self.model).named_parameters())
+        # As floats: at every step they cost a third of what booleans do.
+        self._factors = {
+            name: mask.to(self._held[name].dtype)
+            for name, mask in self.masks.items()
+            if not mask.all()
+        }
         with torch.no_grad():
             for name, mask in self.masks.items():
                 parameters[name].mul_(mask)
@@ -152,8 +163,7 @@ class GrowPrune:
         """Return everything but the model's and the optimizer's own state."""
         return {
             "masks": self.masks,
-            "alive": self._alive(),
-            "initial": {} if self._units is None else self._units.initial,
+            "structure": self._structure.state_dict(),
             "generator": self._generator.get_state(),
             "reference": self._reference,
             "pruned_once": self._pruned_once,
@@ -164,9 +174,6 @@ class GrowPrune:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
         self._load_masks(state)
-        if self._units is not None:
-            for name, initial in state["initial"].items():
-                self._units.initial[name].copy_(initial)
         self._generator.set_state(state["generator"])
         self._reference = state["reference"]
         self._pruned_once = state["pruned_once"]
@@ -174,81 +181,46 @@ class GrowPrune:
         self._last_good = state["last_good"]
         self.hold()
 
-    # The seed
+    # What lives and dies together
 
-    def _whole_units(self) -> UnitMasks:
+    def _find_structure(self) -> UnitMasks | BlockMasks:
+        if self.schedule.structure != "row_column":
+            return BlockMasks(
+                self._weights, self.masks, self.schedule.structure, self.schedule.scope
+            )
         families = grouping.units(self.model, self._weights)
         return UnitMasks(self.model, families, self.masks, lambda: self.density)
 
-    def _seed(self) -> None:
-        """Draw the seed network: random, of exact counts, every neuron connected."""
-        density = self.schedule.seed_density
-        if density == 1:
-            return
-        if self._units is not None:
-            random = torch.rand(len(self._units.alive), generator=self._generator)
-            self._units.prune(random, density)
-            return
-        for pieces in self._groups:
-            counts = shares([b - a for _, a, b in pieces], density)
-            seeds = [self._connected(*piece, n) for piece, n in zip(pieces, counts, strict=True)]
-            self._scatter(pieces, torch.cat(seeds))
-
-    def _connected(self, name: str, first: int, last: int, count: int) -> Tensor:
-        """Draw the seed of one gate's matrix, flattened."""
-        columns = self._weights[name].parameter[0].numel()
-        rows = (last - first) // columns
-        mask = connected(rows, columns, count, self._generator)
-        return mask.flatten().to(self.masks[name].device)
-
-    # Single weights
-
     def _prune(self, density: float) -> None:
-        scores = {name: weight.parameter.detach().abs() for name, weight in self._weights.items()}
-        if self._units is not None:
-            self._units.prune(self._units.scores(scores), density)
-            return
-        for mask, score, pieces in self._gathered(scores):
-            count = int(mask.sum()) - round(density * mask.numel())
-            self._scatter(pieces, prune(mask, score, max(count, 0)))
+        sizes = {name: weight.parameter.detach().abs() for name, weight in self._weights.items()}
+        self._structure.prune(self._structure.scores(sizes), density)
 
     def _grow(self, density: float, losses: Callable[[], Iterable[Tensor]]) -> None:
-        if self._units is not None:
-            self._units.offer()
+        self._structure.offer()
         scores, slopes = self._growth_scores(losses)
         before = {name: mask.clone() for name, mask in self.masks.items()}
-        if self._units is not None:
-            self._units.grow(self._units.scores(scores), density)
-        else:
-            for mask, score, pieces in self._gathered(scores):
-                count = round(density * mask.numel()) - int(mask.sum())
-                self._scatter(pieces, grow(mask, score, max(count, 0)))
+        self._structure.grow(scores, density)
         if self.schedule.grown_init == "step":
             self._step_grown(before, slopes)
 
     def _growth_scores(
         self, losses: Callable[[], Iterable[Tensor]]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the scores dormant weights are woken by, and the gradients if there are any."""
-        if self.schedule.growth == "random" and self.schedule.grown_init == "zero":
-            return self._random_scores(), {}
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what the dormant are woken by, and the weights' gradients if they were taken."""
+        slopes: dict[str, Tensor] = {}
+        if self.schedule.growth == "gradient" or self.schedule.grown_init == "step":
+            slopes = self._slopes(losses)
+        if self.schedule.growth == "random":
+            return self._structure.random(self._generator), slopes
+        return self._structure.scores({name: s.abs() for name, s in slopes.items()}), slopes
+
+    def _slopes(self, losses: Callable[[], Iterable[Tensor]]) -> dict[str, Tensor]:
         parameters = {name: weight.parameter for name, weight in self._weights.items()}
         self._holding = False
         try:
-            slopes = gradients(parameters, losses(), self.schedule.growth_batches)
+            return gradients(parameters, losses(), self.schedule.growth_batches)
         finally:
             self._holding = True
-        by_gradient = self.schedule.growth == "gradient"
-        scores = {n: s.abs() for n, s in slopes.items()} if by_gradient else self._random_scores()
-        return scores, slopes
-
-    def _random_scores(self) -> dict[str, Tensor]:
-        return {
-            name: torch.rand(weight.parameter.shape, generator=self._generator).to(
-                weight.parameter.device
-            )
-            for name, weight in self._weights.items()
-        }
 
     def _step_grown(self, before: dict[str, Tensor], slopes: dict[str, Tensor]) -> None:
         """Move woken weights one gradient step away from zero."""
@@ -263,21 +235,6 @@ class GrowPrune:
                 woken = self.masks[name] & ~before[name]
                 parameter.sub_(rates.get(id(parameter), 0.0) * slope * woken)
 
-    def _gathered(
-        self, scores: dict[str, Tensor]
-    ) -> Iterable[tuple[Tensor, Tensor, list[grouping.Piece]]]:
-        """Yield the flattened mask and scores of every group, and where they came from."""
-        for pieces in self._groups:
-            mask = torch.cat([self.masks[name].flatten()[a:b] for name, a, b in pieces])
-            score = torch.cat([scores[name].flatten()[a:b] for name, a, b in pieces])
-            yield mask, score, pieces
-
-    def _scatter(self, pieces: list[grouping.Piece], mask: Tensor) -> None:
-        seen = 0
-        for name, a, b in pieces:
-            self.masks[name].view(-1)[a:b] = mask[seen : seen + b - a]
-            seen += b - a
-
     # The accuracy gate
 
     def _progress(self, epoch: int, error: float | None) -> Progress:
@@ -287,7 +244,7 @@ class GrowPrune:
         return {
             "model": {k: v.detach().clone() for k, v in self.model.state_dict().items()},
             "masks": {name: mask.clone() for name, mask in self.masks.items()},
-            "alive": self._alive(),
+            "structure": self._structure.state_dict(),
         }
 
     def _restore(self, update: Update) -> Update | None:
@@ -301,23 +258,17 @@ class GrowPrune:
         self.hold()
         return update
 
-    def _alive(self) -> Tensor | None:
-        return None if self._units is None else self._units.alive.clone()
-
     def _load_masks(self, state: dict[str, Any]) -> None:
         for name, mask in state["masks"].items():
             self.masks[name].copy_(mask)
-        if self._units is not None:
-            self._units.alive = state["alive"].clone()
+        self._structure.load_state_dict(state["structure"])
 
     # Hooks
 
     def _install_hooks(self) -> list[Any]:
         hooks: list[Any] = [
-            self.model.get_parameter(name).register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                self._mask_grad(name)
-            )
-            for name in self.masks
+            parameter.register_post_accumulate_grad_hook(self._mask_grad(name))  # type: ignore[no-untyped-call]
+            for name, parameter in self._held.items()
         ]
         if self.optimizer is not None:
             hooks.append(self.optimizer.register_step_post_hook(self._after_step))
@@ -325,15 +276,18 @@ class GrowPrune:
 
     def _mask_grad(self, name: str) -> Callable[[Tensor], None]:
         def mask_grad(parameter: Tensor) -> None:
-            if self._holding and parameter.grad is not None:
-                parameter.grad.mul_(self.masks[name])
+            factor = self._factors.get(name)
+            if self._holding and factor is not None and parameter.grad is not None:
+                parameter.grad.mul_(factor)
 
         return mask_grad
 
     def _after_step(self, *_: Any) -> None:
-        with torch.no_grad():
-            for name, mask in self.masks.items():
-                self.model.get_parameter(name).mul_(mask)
+        if self._factors:
+            parameters: list[Tensor] = [self._held[name] for name in self._factors]
+            factors: list[Tensor] = [*self._factors.values()]
+            with torch.no_grad():
+                torch._foreach_mul_(parameters, factors)
 
 
 def sketch(

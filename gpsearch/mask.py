@@ -28,25 +28,23 @@ def top_k(score: Float[Tensor, "*shape"], count: int) -> Bool[Tensor, "*shape"]:
     return mask.view(score.shape)
 
 
-def connected(
-    rows: int, columns: int, count: int, generator: torch.Generator
-) -> Bool[Tensor, "rows columns"]:
-    """Draw a random mask of exactly ``count`` weights in which every neuron stays connected.
+def connecting(
+    rows: int, columns: int, generator: torch.Generator
+) -> Float[Tensor, "rows columns"]:
+    """Draw random scores of which the largest connect every neuron.
 
-    Every row and every column gets at least one weight, as long as ``count`` is at least
-    max(rows, columns); a smaller count connects as many as it can.
+    The max(rows, columns) largest meet every row and every column; fewer, as many as they can.
     """
-    mask = torch.zeros(rows, columns, dtype=torch.bool)
-    links = torch.arange(min(count, max(rows, columns)))
+    links = torch.arange(max(rows, columns))
     row, column = (
         torch.randperm(rows, generator=generator),
         torch.randperm(columns, generator=generator),
     )
+    score = torch.rand(rows, columns, generator=generator)
     # Walking both permutations in step, the shorter one around and around, meets every row and
     # every column, and no pair twice.
-    mask[row[links % rows], column[links % columns]] = True
-    score = torch.rand(rows, columns, generator=generator).masked_fill(mask, -1.0)
-    return mask | top_k(score, count - len(links))
+    score[row[links % rows], column[links % columns]] = 2 - links / len(links)
+    return score
 
 
 def shares(sizes: list[int], density: float) -> list[int]:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 Growth = Literal["gradient", "random"]
 Scope = Literal["matrix", "gates", "layer", "global"]
-Structure = Literal["element", "row_column"]
+Structure = Literal["element", "row_column", "16x1", "8x1", "4x4"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class _Sparse:
     scope: Scope = "gates"
     """Compare weights within a "matrix", over the four "gates" jointly, a "layer", or "global"."""
     structure: Structure = "element"
-    """Prune single weights ("element") or whole units ("row_column")."""
+    """Prune single weights ("element"), whole units ("row_column") or blocks ("16x1": 16 rows of
+    one column; "8x1", "4x4")."""
     growth: Growth = "gradient"
     """Wake dormant weights by "gradient" or at "random"."""
     growth_batches: int = 0
@@ -298,8 +299,8 @@ class _Rewiring(_Sparse):
         _check_share("drop_fraction", self.drop_fraction)
         _check_share("rewire_end", self.rewire_end, above_zero=True)
         _check_positive(rewire_every=self.rewire_every)
-        if self.structure != "element":
-            raise ValueError(f"structure = {self.structure!r}: rewiring moves single weights only")
+        if self.structure == "row_column":
+            raise ValueError("structure = 'row_column': rewiring moves weights or blocks only")
 
     @property
     def seed_density(self) -> float:

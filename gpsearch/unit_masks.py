@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,10 @@ class UnitMasks:
         }
         self.initial = {name: row.detach().clone() for name, row in self._rows.items()}
 
+    def seed(self, density: float, generator: torch.Generator) -> None:
+        """Draw a random network of whole units."""
+        self.prune(self.random(generator), density)
+
     @torch.no_grad()
     def offer(self) -> None:
         """Give dead hidden units their initial inputs back, so that growth can tell them apart.
@@ -59,6 +64,10 @@ class UnitMasks:
             for name, offset in units.rows if units.hidden else []:
                 places = (dead + offset).to(self._rows[name].device)
                 self._rows[name][places] = self.initial[name][places]
+
+    def random(self, generator: torch.Generator) -> Tensor:
+        """Draw a score for every unit."""
+        return torch.rand(len(self.alive), generator=generator)
 
     def prune(self, scores: Tensor, density: float) -> None:
         """Kill the units with the smallest scores until the weights' density is ``density``.
@@ -87,6 +96,16 @@ class UnitMasks:
     def scores(self, weights: dict[str, Tensor]) -> Tensor:
         """Return every unit's score: the root mean square of its weights' scores."""
         return torch.cat([self._family_scores(units, weights) for units in self.families])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the masks do not tell."""
+        return {"alive": self.alive.clone(), "initial": self.initial}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self.alive = state["alive"].clone()
+        for name, initial in state["initial"].items():
+            self.initial[name].copy_(initial)
 
     def _family_scores(self, units: Units, weights: dict[str, Tensor]) -> Tensor:
         total, owned = torch.zeros(units.count), 0

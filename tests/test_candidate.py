@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from gpsearch.candidate import Architecture, Candidate, Training
 from gpsearch.errors import UserError
-from gpsearch.schedule import GP, SCHEDULES, Dense
+from gpsearch.schedule import GP, SCHEDULES, SET, Dense
 
 
 @given(
@@ -78,6 +78,10 @@ def test_a_missing_file_is_named(tmp_path):
         (
             Candidate(Architecture(gate_depth=0), GP(structure="row_column")),
             "LSTM 2x128, gp 10.0% units",
+        ),
+        (
+            Candidate(Architecture(gate_depth=0), SET(structure="16x1")),
+            "LSTM 2x128, set 10.0% 16x1",
         ),
     ],
 )

@@ -6,7 +6,10 @@ from gpsearch.groups import groups, units, weights
 
 
 def sizes(model, scope):
-    return [sum(b - a for _, a, b in pieces) for pieces in groups(weights(model), scope)]
+    return [
+        sum(model.get_parameter(name)[a:b].numel() for name, a, b in pieces)
+        for pieces in groups(weights(model), scope)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from gpsearch import blocks
+from gpsearch.blocks import SHAPES, spread
 from gpsearch.cell import HLSTM
+from gpsearch.groups import groups, weights
 from gpsearch.growprune import GrowPrune, sketch
 from gpsearch.schedule import GMP, GP, SET, Dense, RigL, Selfish
 
@@ -195,6 +198,42 @@ def test_rewiring_keeps_the_count_of_every_group(schedule):
         step(model, optimizer, losses(model))
         assert {name: int(mask.sum()) for name, mask in masks.masks.items()} == counts
     assert moved > 0
+
+
+@pytest.mark.parametrize("structure", ["16x1", "8x1", "4x4"])
+@pytest.mark.parametrize("schedule", [GP, GMP, SET, RigL, Selfish])
+def test_blocks_live_and_die_whole_under_every_schedule(schedule, structure):
+    torch.manual_seed(0)
+    model = HLSTM(6, 18, gate_hidden=(17,), gate_direct=True)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01, fused=True)
+    chosen = schedule(final_density=0.3, structure=structure)
+    masks = GrowPrune(model, optimizer, chosen, 8)
+    batches, shape = losses(model, 2), SHAPES[structure]
+    first, moved = torch.stack([*batches()]).sum(), 0
+    for epoch in range(8):
+        before = awake(masks)
+        masks.update(epoch, batches)
+        moved += sum(int((before[n] != m).sum()) for n, m in masks.masks.items())
+        step(model, optimizer, batches)
+        for name, mask in masks.masks.items():
+            assert model.get_parameter(name).detach().bool().le(mask).all(), name
+            for gate in mask.chunk(4):
+                assert spread(blocks.awake(gate, shape), shape, gate.shape).equal(gate)
+
+    # Below the density, by less than a block for each group of weights that compete.
+    competing = len(groups(weights(model), chosen.scope))
+    left = 0.3 * sum(mask.numel() for mask in masks.masks.values()) - masks.nonzeros
+    assert -0.5 * competing <= left < (shape[0] * shape[1] - 0.5) * competing
+    assert moved > 0
+    assert torch.stack([*batches()]).sum() < first
+
+
+def test_a_model_with_nothing_to_prune_is_left_alone():
+    model = nn.BatchNorm1d(4)
+    masks = GrowPrune(model, None, GMP(prune_start=0.0), 4)
+    masks.update(3, lambda: iter(()))
+
+    assert masks.density == 1.0
 
 
 def test_dense_masks_nothing():

@@ -140,7 +140,7 @@ def test_the_cubic_fall_is_monotone(a, b):
         (GP, {"grow_end": 0.5}, "grow_end = 0.5 is above prune_start"),
         (GMP, {"prune_start": 0.9}, "prune_start = 0.9 is above prune_end"),
         (GMP, {"prune_every": 0}, "prune_every = 0 should be 1 or more"),
-        (SET, {"structure": "row_column"}, "rewiring moves single weights only"),
+        (SET, {"structure": "row_column"}, "rewiring moves weights or blocks only"),
     ],
 )
 def test_impossible_numbers_are_named(kind, numbers, message):

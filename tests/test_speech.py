@@ -137,7 +137,9 @@ def test_the_example_is_one_whole_utterance(task):
     assert 150 < features.shape[1] < 400
 
 
-@pytest.mark.parametrize(("norm", "structure"), [("batch", "row_column"), ("layer", "element")])
+@pytest.mark.parametrize(
+    ("norm", "structure"), [("batch", "row_column"), ("layer", "element"), ("layer", "16x1")]
+)
 def test_a_pruned_model_is_compacted_to_an_equal_one(task, norm, structure):
     torch.manual_seed(0)
     shape = Architecture(hidden_size=12, gate_width=10, norm=norm, gate_direct=True)
