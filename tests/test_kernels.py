@@ -18,9 +18,11 @@ from gpsearch.kernels.fused import fused
 from gpsearch.kernels.gates import Dense, Gates
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.kernels.native import Native, available, native
+from gpsearch.kernels.pattern import Patterns
 from gpsearch.kernels.products import linear
 from gpsearch.kernels.recurrence import ACTIVATIONS, plain, recurrence
 from gpsearch.kernels.sequence import Padded
+from gpsearch.kernels.sparse import sparse
 
 Layer = tuple[list[Tensor], Tensor, Tensor, list[Gates]]
 
@@ -114,6 +116,51 @@ def test_all_equal_the_written_out_recurrence(run: Any, use: str, seed: int, **s
     torch.manual_seed(seed)
     example = layer(**shape, dtype=torch.float32)
     assert_same(results(run, example, use=use), results(plain, example, use=use), 1e-5)
+
+
+def masked(example: Layer, density: float) -> tuple[Layer, list[Tensor]]:
+    """Put weights to sleep at random; return the masks of all `leaves`, too."""
+    xs, h0, c0, gates = example
+    masks, masked_gates = [torch.ones_like(one, dtype=torch.bool) for one in (*xs, h0, c0)], []
+    for g in gates:
+        ih, hh, *dense = (
+            torch.rand(w.shape) < density for w in (g.ih, g.hh, *(d.weight for d in g.dense))
+        )
+        for weight, mask in zip((g.ih, g.hh, *(d.weight for d in g.dense)), (ih, hh, *dense)):
+            weight.detach().mul_(mask)
+        masked_gates.append(g._replace(patterns=Patterns.of(ih, hh, dense)))
+        every = [ih, hh, g.bias, *(one for d, m in zip(g.dense, dense) for one in (m, d.bias))]
+        masks += [m if m.dtype == torch.bool else torch.ones_like(m, dtype=torch.bool)
+                  for m in every if m is not None]  # fmt: skip
+    return (xs, h0, c0, masked_gates), masks
+
+
+@given(
+    dirs=st.integers(1, 2),
+    steps=st.integers(1, 6),
+    batch=st.integers(1, 40),
+    inputs=sizes,
+    hidden=sizes,
+    widths=st.lists(st.integers(1, 12), min_size=1, max_size=2).map(tuple),
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    direct=st.booleans(),
+    bias=st.booleans(),
+    dropout=st.booleans(),
+    use=st.sampled_from(["h", "c", "both"]),
+    density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("name", available())
+def test_sparse_equals_the_masked_recurrence(
+    name: str, use: str, density: float, seed: int, **shape: Any
+) -> None:
+    torch.manual_seed(seed)
+    example, masks = masked(layer(**shape, dtype=torch.float32), density)
+    hs, cs, *grads = results(partial(sparse, native(name)), example, use=use)
+    wanted = results(plain, example, use=use)
+    masked_grads = [grad * mask for grad, mask in zip(wanted[2:], masks, strict=True)]
+    assert_same([hs, cs, *grads], [*wanted[:2], *masked_grads], 1e-5)
 
 
 @each_run

@@ -73,10 +73,10 @@ class _Compiled(torch.autograd.Function):
         native, activation, masks, count = ctx.fixed
         dirs = len(masks)
         xs, weights, (h, c, *saved) = _split(ctx.saved_tensors, dirs, count)
-        each = len(saved) // dirs
+        kept = len(saved) // dirs
         gates = restored(activation, masks, weights)
         loops = [
-            _Loop.again(g, h[d], c[d], saved[d * each : (d + 1) * each])
+            _Loop.again(g, h[d], c[d], saved[d * kept : (d + 1) * kept])
             for d, g in enumerate(gates)
         ]
         d_h, d_c = torch.zeros_like(h[:, 0]), torch.zeros_like(c[:, 0])
@@ -195,8 +195,8 @@ class _Loop:
         call = self._call(
             fields,
             hh_flipped=hh.data_ptr(),
-            grad_h=_address(grad_h),
-            grad_c=_address(grad_c),
+            grad_h=address(grad_h),
+            grad_c=address(grad_c),
             d_z=self.d_pre[0].data_ptr(),
             d_gate=self.d_gate.data_ptr(),
             d_gate_step=self.d_gate.stride(1),
@@ -212,8 +212,8 @@ class _Loop:
         masks = [mask.contiguous() for mask in gates.masks]
         for j, (layer, dense) in enumerate(zip(layers, gates.dense, strict=True)):
             layer.out, layer.width = dense.weight.shape[1:]
-            layer.bias = _address(dense.bias)
-            layer.mask = _address(masks[j] if masks else None)
+            layer.bias = address(dense.bias)
+            layer.mask = address(masks[j] if masks else None)
             layer.pre, layer.post = self.pre[j].data_ptr(), self.post[j].data_ptr()
             for name, value in of_layers[j].items():
                 setattr(layer, name, value)
@@ -284,7 +284,7 @@ def _sum_of_products(
             n, to.data_ptr(), columns, own.data_ptr(),
         )  # fmt: skip
 
-    _each(part, _slices(rows, torch.get_num_threads()))
+    each_in_threads(part, slices(rows, torch.get_num_threads()))
     return out
 
 
@@ -293,7 +293,8 @@ def _part(tensor: Tensor | None, direction: int) -> Tensor | None:
     return None if tensor is None else tensor[direction].contiguous()
 
 
-def _address(tensor: Tensor | None) -> int | None:
+def address(tensor: Tensor | None) -> int | None:
+    """Return where a tensor's numbers lie, for C."""
     return None if tensor is None else tensor.data_ptr()
 
 
@@ -302,19 +303,19 @@ def _in_threads(function: Callable[..., Any], calls: Sequence[Call], batch: int)
     wanted = -(-torch.get_num_threads() // len(calls))
     jobs = [
         (ctypes.addressof(call.record), *rows)
-        for rows in _slices(batch, min(batch // _FEWEST_ROWS, wanted))
+        for rows in slices(batch, min(batch // _FEWEST_ROWS, wanted))
         for call in calls
     ]
-    _each(function, jobs)
+    each_in_threads(function, jobs)
 
 
-def _slices(count: int, parts: int) -> list[tuple[int, int]]:
+def slices(count: int, parts: int) -> list[tuple[int, int]]:
     """Split ``count`` things into equal parts, at least one: (first, behind the last) of each."""
     edges = [count * i // max(1, parts) for i in range(max(1, parts) + 1)]
     return list(pairwise(edges))
 
 
-def _each(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> None:
+def each_in_threads(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> None:
     """Call ``function`` with each job's arguments, on as many threads as torch has."""
     if torch.get_num_threads() == 1 or len(jobs) == 1:
         for job in jobs:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from gpsearch.kernels.pattern import Patterns
+
 
 class Dense(NamedTuple):
     """An affine map inside each gate, from a hidden layer to the next one or onto the gate."""
@@ -30,7 +32,8 @@ class Gates(NamedTuple):
     there is a direct path, in the rows below onto the gates themselves. ``dense`` is what follows
     the first hidden layer; without any, the gates are flat: an LSTM's. ``norms`` is empty without
     layer norms; ``masks``, the scaled dropout masks of the hidden layers' outputs, is empty
-    without dropout.
+    without dropout. ``patterns`` says which weights are awake, where only these are to get
+    gradients; None gives them to all.
     """
 
     ih: Float[Tensor, "rows in"]
@@ -40,6 +43,7 @@ class Gates(NamedTuple):
     norms: tuple[Norm, ...]
     masks: tuple[Float[Tensor, "4 batch width"], ...]
     activation: str
+    patterns: Patterns | None = None
 
     @property
     def first(self) -> int:

@@ -25,6 +25,10 @@ _ARGUMENTS = {
     "outer": "pipiiiipip",
     "forward": "pii",
     "backward": "pii",
+    "lanes": "i",
+    "forward_sparse": "p",
+    "backward_sparse": "p",
+    "sampled": "piiipipip",
 }
 """Of every function: whole numbers (i, 64 bits) and pointers (p)."""
 _TYPES = {"i": ctypes.c_int64, "p": ctypes.c_void_p}

@@ -17,6 +17,7 @@ from gpsearch.kernels.compiled import compiled
 from gpsearch.kernels.fused import fused
 from gpsearch.kernels.gates import Gates
 from gpsearch.kernels.native import native
+from gpsearch.kernels.sparse import sparse
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -41,6 +42,8 @@ def recurrence(
     if h0.device.type != "cpu" or gates[0].norms or traced:
         return plain(xs, h0, c0, gates)
     kernels = native() if h0.dtype == torch.float32 else None
+    if kernels is not None and gates[0].patterns is not None:
+        return sparse(kernels, xs, h0, c0, gates)
     if kernels is not None:
         return compiled(kernels, xs, h0, c0, gates)
     return fused(xs, h0, c0, gates)

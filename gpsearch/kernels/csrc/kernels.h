@@ -3,3 +3,4 @@
 #include "simd.h"
 #include "product.h"
 #include "training.h"
+#include "sparse.h"

@@ -151,15 +151,14 @@ static void deactivate_layer(const Recurrence *r, int64_t layer, int64_t t, int6
     }
 }
 
-static void cell(const Recurrence *r, int64_t t, int64_t row)
+/* i, f, g, o and the new state of `size` units, whose four gates lie behind one another. The sums
+   stand in gate, in direct (or NULL), or in both. */
+INLINE void cell_row(
+    int hidden, const float *direct, int64_t size, float *gate, const float *last, float *c,
+    float *tanh_c, float *h)
 {
-    const int64_t at = t * r->batch + row, next = at + r->batch, size = r->size;
-    float *gate = r->gate + at * 4 * size;
-    const float *direct = r->rows > r->first ? r->z + at * r->rows + r->first : NULL;
-    const float *last = r->c + at * size;
-    float *c = r->c + next * size, *h = r->h + next * size, *tanh_c = r->tanh_c + at * size;
 #define SUM(number, at, count)                                                                     \
-    ((r->depth ? LOAD(gate + number * size + at, count) : splat(0.0f)) +                           \
+    ((hidden ? LOAD(gate + number * size + at, count) : splat(0.0f)) +                             \
      (direct ? LOAD(direct + number * size + at, count) : splat(0.0f)))
 #define BODY(at, count)                                                                            \
     do {                                                                                           \
@@ -179,13 +178,11 @@ static void cell(const Recurrence *r, int64_t t, int64_t row)
 #undef SUM
 }
 
-static void cell_backward(const Recurrence *r, int64_t t, int64_t row)
+/* From the gradients of h and c, those of the gates' sums and of the last c (in place of c's). */
+INLINE void cell_row_backward(
+    int64_t size, const float *gate, const float *tanh_c, const float *last, const float *grad_c,
+    const float *d_h, float *d_c, float *d_gate)
 {
-    const int64_t at = t * r->batch + row, size = r->size;
-    const float *gate = r->gate + at * 4 * size, *tanh_c = r->tanh_c + at * size;
-    const float *last = r->c + at * size, *grad_c = r->grad_c ? r->grad_c + at * size : NULL;
-    const float *d_h = r->d_h + row * size;
-    float *d_c = r->d_c + row * size, *d_gate = r->d_gate + at * r->d_gate_step;
     const vf one = splat(1.0f);
 #define BODY(at, count)                                                                            \
     do {                                                                                           \
@@ -202,6 +199,24 @@ static void cell_backward(const Recurrence *r, int64_t t, int64_t row)
     } while (0)
     EACH_VECTOR(size, BODY);
 #undef BODY
+}
+
+static void cell(const Recurrence *r, int64_t t, int64_t row)
+{
+    const int64_t at = t * r->batch + row, next = at + r->batch, size = r->size;
+    const float *direct = r->rows > r->first ? r->z + at * r->rows + r->first : NULL;
+    cell_row(
+        r->depth > 0, direct, size, r->gate + at * 4 * size, r->c + at * size, r->c + next * size,
+        r->tanh_c + at * size, r->h + next * size);
+}
+
+static void cell_backward(const Recurrence *r, int64_t t, int64_t row)
+{
+    const int64_t at = t * r->batch + row, size = r->size;
+    cell_row_backward(
+        size, r->gate + at * 4 * size, r->tanh_c + at * size, r->c + at * size,
+        r->grad_c ? r->grad_c + at * size : NULL, r->d_h + row * size, r->d_c + row * size,
+        r->d_gate + at * r->d_gate_step);
 }
 
 /* Steps 0 to T - 1 of rows a to b - 1. */

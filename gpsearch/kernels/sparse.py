@@ -1,0 +1,326 @@
+"""The recurrence for weights of which few are awake: products with those only, in C.
+
+Outputs and gradients are those of the masked network, but dormant weights get no gradient (zero).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.amp import custom_bwd, custom_fwd
+from torch.autograd.function import once_differentiable
+
+from gpsearch.kernels.compiled import KINDS, address, each_in_threads, slices
+from gpsearch.kernels.gates import Gates, flattened, restored
+from gpsearch.kernels.native import Native
+from gpsearch.kernels.pattern import Pattern, Patterns
+
+PAYS_BELOW = 0.35
+"""Density under which sparse products beat dense ones, at any batch that fills a vector."""
+
+
+def sparse(
+    native: Native,
+    xs: Sequence[Float[Tensor, "time batch in"]],
+    h0: Float[Tensor, "dir batch hidden"],
+    c0: Float[Tensor, "dir batch hidden"],
+    gates: Sequence[Gates],
+) -> tuple[Float[Tensor, "dir time batch hidden"], Float[Tensor, "dir time batch hidden"]]:
+    """Run one layer over all time steps by the weights that its gates' patterns say are awake.
+
+    It takes what `compiled` takes; every direction's gates need patterns.
+    """
+    patterns = [g.patterns for g in gates]
+    fixed = native, patterns, gates[0].activation, tuple(g.masks for g in gates)
+    hs, cs = _Sparse.apply(*fixed, h0, c0, *xs, *flattened(gates))  # type: ignore[no-untyped-call]
+    return hs, cs
+
+
+class _Sparse(torch.autograd.Function):
+    @staticmethod
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
+    def forward(
+        ctx: Any, native: Native, patterns: list[Patterns], activation: str,
+        masks: tuple[tuple[Tensor, ...], ...], *leaves: Any,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx.set_materialize_grads(False)
+        dirs = len(masks)
+        (h0, c0), xs, weights = leaves[:2], leaves[2 : 2 + dirs], leaves[2 + dirs :]
+        batch = h0.shape[1]
+        parts = slices(batch, min(batch // native.lanes(1), -(-torch.get_num_threads() // dirs)))
+        ctx.loops = [
+            [_Loop(native, g, p, x, h, c, slice(*part)) for part in parts]
+            for g, p, x, h, c in zip(
+                restored(activation, masks, weights), patterns, xs, h0, c0, strict=True
+            )
+        ]
+        ctx.native = native
+        each_in_threads(_Loop.forward, [(loop,) for loops in ctx.loops for loop in loops])
+        return _joined(ctx.loops, "h"), _joined(ctx.loops, "c")
+
+    @staticmethod
+    @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        jobs = [
+            (loop, *(None if one is None else one[d] for one in (grad_h, grad_c)), wanted)
+            for d, loops in enumerate(ctx.loops)
+            for wanted in [ctx.needs_input_grad[6 + d]]
+            for loop in loops
+        ]
+        each_in_threads(_Loop.backward, jobs)
+        d_h, d_c = (
+            torch.stack([torch.cat([getattr(loop, name).mT[: loop.batch] for loop in loops])
+                         for loops in ctx.loops])
+            for name in ("d_h", "d_c")
+        )  # fmt: skip
+        d_xs = [
+            torch.cat([_batch_major(loop.d_x, loop.batch) for loop in loops], 1)
+            if loops[0].d_x is not None else None
+            for loops in ctx.loops
+        ]  # fmt: skip
+        d_weights = [one for loops in ctx.loops for one in _sums([one.grads for one in loops])]
+        return None, None, None, None, d_h, d_c, *d_xs, *d_weights
+
+
+class _CSparse(ctypes.Structure):
+    _fields_ = [
+        ("rows", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("start", "column", "value")),
+    ]
+
+
+class _CDense(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("width", "out")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("maps", "bias", "mask", "pre", "post", "d_pre")
+        ),
+    ]  # fmt: skip
+
+
+class _CRecurrence(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "steps", "lanes", "size", "inputs", "activation", "depth", "rows", "first",
+            )
+        ),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "ih", "hh", "bias", "dense", "x", "z", "gate", "h", "c", "tanh_c",
+                "grad_h", "grad_c", "d_z", "d_gate",
+            )
+        ),
+        ("d_gate_step", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("d_h", "d_c", "d_x")),
+    ]  # fmt: skip
+
+
+class _Loop:
+    """One direction of some sequences of a batch, feature-major: [time, feature, lane]."""
+
+    def __init__(
+        self,
+        native: Native,
+        gates: Gates,
+        patterns: Patterns,
+        x: Float[Tensor, "time all in"],
+        h0: Float[Tensor, "all hidden"],
+        c0: Float[Tensor, "all hidden"],
+        part: slice,
+    ) -> None:
+        self.native, self.gates, self.patterns, self.part = native, gates, patterns, part
+        self.batch = part.stop - part.start
+        steps, size = len(x), h0.shape[1]
+        self.lanes = native.lanes(self.batch)
+        widths = [4 * dense.weight.shape[2] for dense in gates.dense]
+
+        def room(*features: int) -> list[Tensor]:
+            return [x.new_empty(steps, width, self.lanes) for width in features]
+
+        self.x = _feature_major(x[:, part], self.lanes)
+        self.z, self.gate, self.tanh_c = room(gates.ih.shape[0], 4 * size, size)
+        self.post, self.pre = room(*widths), [self.z, *room(*widths[1:])]
+        self.h, self.c = (x.new_empty(steps + 1, size, self.lanes) for _ in range(2))
+        for state, first in ((self.h, h0), (self.c, c0)):
+            state[0] = _feature_major(first[part][None], self.lanes)[0]
+        self.masks = [
+            _feature_major(mask[:, part], self.lanes).flatten(0, 1) for mask in gates.masks
+        ]
+        self.values = [
+            [pattern.values(weight) for pattern, weight in zip(patterns_, weights, strict=True)]
+            for patterns_, weights in self._matrices()
+        ]
+        self.d_x: Tensor | None = None
+
+    def _matrices(self) -> list[tuple[tuple[Pattern, ...], tuple[Tensor, ...]]]:
+        """List ih, hh, and every dense layer's four gates."""
+        gates, own = self.gates, self.patterns
+        flat = [((own.ih,), (gates.ih,)), ((own.hh,), (gates.hh,))]
+        return flat + [
+            (patterns, tuple(dense.weight))
+            for patterns, dense in zip(own.dense, gates.dense, strict=True)
+        ]
+
+    def forward(self) -> None:
+        maps = [
+            _array(
+                _CSparse, [_map(p, v, flip=False) for p, v in zip(patterns, values, strict=True)]
+            )
+            for (patterns, _), values in zip(self._matrices(), self.values, strict=True)
+        ]
+        record, _alive = self._record(maps, [{} for _ in self.gates.dense])
+        self.native.forward_sparse(ctypes.addressof(record))
+
+    def backward(self, grad_h: Tensor | None, grad_c: Tensor | None, d_x: bool) -> None:
+        gates = self.gates
+        flipped, maps = [], []
+        for (patterns, _), values in zip(self._matrices(), self.values, strict=True):
+            pairs = list(zip(patterns, values, strict=True))
+            flipped.append([value.index_select(0, pattern.order) for pattern, value in pairs])
+            pairs = list(zip(patterns, flipped[-1], strict=True))
+            maps.append(_array(_CSparse, [_map(p, v, flip=True) for p, v in pairs]))
+        self.d_pre = [torch.empty_like(pre) for pre in self.pre]
+        behind = self.d_pre[0][:, gates.first :]  # the direct path's sums are the gates'
+        self.d_gate = behind if gates.direct else torch.empty_like(self.gate)
+        self.d_h, self.d_c = (torch.zeros_like(self.h[0]) for _ in range(2))
+        self.d_x = torch.empty_like(self.x) if d_x else None
+        grads = [
+            None if one is None else _feature_major(one[:, self.part], self.lanes)
+            for one in (grad_h, grad_c)
+        ]
+        record, _alive = self._record(
+            maps,
+            [{"d_pre": one.data_ptr()} for one in self.d_pre[: len(gates.dense)]],
+            grad_h=address(grads[0]),
+            grad_c=address(grads[1]),
+            d_z=self.d_pre[0].data_ptr(),
+            d_gate=self.d_gate.data_ptr(),
+            d_gate_step=self.d_gate.stride(0),
+            d_h=self.d_h.data_ptr(),
+            d_c=self.d_c.data_ptr(),
+            d_x=address(self.d_x),
+        )
+        self.native.backward_sparse(ctypes.addressof(record))
+        self.grads = self._gradients()
+
+    def _record(
+        self, maps: list[Any], of_layers: list[dict[str, Any]], **more: Any
+    ) -> tuple[_CRecurrence, list[Any]]:
+        gates, (steps, inputs, lanes) = self.gates, self.x.shape
+        layers = [
+            _CDense(
+                width=dense.weight.shape[2],
+                out=dense.weight.shape[1],
+                maps=ctypes.addressof(maps[2 + j]),
+                bias=address(dense.bias),
+                mask=address(self.masks[j] if self.masks else None),
+                pre=self.pre[j].data_ptr(),
+                post=self.post[j].data_ptr(),
+                **of_layers[j],
+            )
+            for j, dense in enumerate(gates.dense)
+        ]
+        array = _array(_CDense, layers)
+        record = _CRecurrence(
+            steps=steps,
+            lanes=lanes,
+            size=self.h.shape[1],
+            inputs=inputs,
+            activation=KINDS.index(gates.activation),
+            depth=len(layers),
+            rows=self.z.shape[1],
+            first=gates.first,
+            ih=ctypes.addressof(maps[0]),
+            hh=ctypes.addressof(maps[1]),
+            bias=address(gates.bias),
+            dense=ctypes.addressof(array),
+            x=self.x.data_ptr(),
+            z=self.z.data_ptr(),
+            gate=self.gate.data_ptr(),
+            h=self.h.data_ptr(),
+            c=self.c.data_ptr(),
+            tanh_c=self.tanh_c.data_ptr(),
+            **more,
+        )
+        return record, [array, maps]
+
+    def _gradients(self) -> list[Tensor | None]:
+        """Return the gradients of ih, hh, bias, and the dense layers' weights and biases."""
+        gates, own, d_z = self.gates, self.patterns, self.d_pre[0]
+        grads: list[Tensor | None] = [
+            self._sampled(own.ih, d_z, self.x),
+            self._sampled(own.hh, d_z, self.h[:-1]),
+            None if gates.bias is None else d_z.sum((0, 2)),
+        ]
+        outs = [*self.d_pre[1:], self.d_gate]
+        for dense, patterns, d_out, post in zip(
+            gates.dense, own.dense, outs, self.post, strict=True
+        ):
+            gate_pairs = zip(patterns, d_out.chunk(4, 1), post.chunk(4, 1), strict=True)
+            grads.append(torch.stack([self._sampled(*one) for one in gate_pairs]))
+            grads.append(None if dense.bias is None else d_out.sum((0, 2)).view(4, -1))
+        return grads
+
+    def _sampled(
+        self,
+        pattern: Pattern,
+        d: Float[Tensor, "time rows lane"],
+        x: Float[Tensor, "time columns lane"],
+    ) -> Float[Tensor, "rows columns"]:
+        grad = d.new_empty(len(pattern.index))
+        record = _map(pattern, grad, flip=False)
+        self.native.sampled(
+            ctypes.addressof(record), x.shape[1], len(x), self.lanes,
+            d.data_ptr(), d.stride(0), x.data_ptr(), x.stride(0), grad.data_ptr(),
+        )  # fmt: skip
+        return pattern.spread(grad)
+
+
+def _map(pattern: Pattern, values: Tensor, *, flip: bool) -> _CSparse:
+    """Return the map (or its transpose, whose values come in its own order) for C."""
+    start, column = (pattern.start_t, pattern.column_t) if flip else (pattern.start, pattern.column)
+    return _CSparse(pattern.shape[flip], *(one.data_ptr() for one in (start, column, values)))
+
+
+def _array(kind: Any, records: Sequence[ctypes.Structure]) -> Any:
+    return (kind * len(records))(*records)
+
+
+def _feature_major(
+    x: Float[Tensor, "time batch width"], lanes: int
+) -> Float[Tensor, "time width lane"]:
+    """Return a copy with the batch last, filled up with zeros."""
+    copy = x.new_zeros(len(x), x.shape[2], lanes)
+    copy[..., : x.shape[1]] = x.mT
+    return copy
+
+
+def _batch_major(
+    x: Float[Tensor, "time width lane"], batch: int
+) -> Float[Tensor, "time batch width"]:
+    return x[..., :batch].mT
+
+
+def _joined(loops: list[list[_Loop]], name: str) -> Tensor:
+    """Return h or c of all directions and sequences: [dir, time, batch, hidden]."""
+    parts = [[_batch_major(getattr(one, name)[1:], one.batch) for one in own] for own in loops]
+    return torch.stack([torch.cat(own, 1) for own in parts])
+
+
+def _sums(lists: list[list[Tensor | None]]) -> list[Tensor | None]:
+    """Add up the parts' gradients, in their order."""
+    return [
+        None if same[0] is None else sum(same[1:], same[0]) for same in zip(*lists, strict=True)
+    ]
