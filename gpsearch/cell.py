@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from gpsearch.errors import UserError
 from gpsearch.gated import Gated, check_shares, check_sizes
-from gpsearch.kernels.recurrence import recurrence
+from gpsearch.kernels.gates import Gates
+from gpsearch.kernels.pattern import Patterns
+from gpsearch.kernels.recurrence import kernels_for, recurrence
 from gpsearch.kernels.sequence import Padded
+from gpsearch.kernels.sparse import PAYS_BELOW
 
 State = tuple[Tensor, Tensor]
 
@@ -163,6 +166,35 @@ class HLSTM(Gated):
         hlstm.load_state_dict(lstm.state_dict())
         return hlstm.train(lstm.training)
 
+    def use_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Let training compute with awake weights only, in layers that have few of them.
+
+        From then on dormant weights are taken for zeros, and get no gradients.
+
+        Args:
+            masks: By the parameters' names, True where a weight is awake; all weights of a
+                parameter without a mask are. ``{}`` goes back to computing with all weights.
+        """
+        found = {suffix: self._layer_masks(suffix, masks) for suffix, _ in self._cells()}
+        self._patterns = {
+            suffix: Patterns.of(ih, hh, dense)
+            for suffix, (ih, hh, *dense) in found.items()
+            if masks and _density(ih, hh, *dense) < PAYS_BELOW
+        }
+
+    def _layer_masks(self, suffix: str, masks: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the masks of one layer's ih, hh and dense maps, as `Gates` joins them."""
+
+        def of(name: str) -> Tensor:
+            weight = self.get_parameter(name + suffix)
+            return masks.get(name + suffix, torch.ones_like(weight, dtype=torch.bool))
+
+        flat = ["weight_ih", "weight_hh"] if self.gate_direct or not self.gate_hidden else []
+        hidden = ["weight_gate_ih", "weight_gate_hh"] if self.gate_hidden else []
+        firsts = [[of(name) for name in names[k::2]] for k in range(2) for names in [hidden + flat]]
+        dense = [of(f"weight_gate{j}") for j in range(1, len(self.gate_hidden) + 1)]
+        return [*map(torch.cat, firsts), *(one.view(4, -1, one.shape[1]) for one in dense)]
+
     def flatten_parameters(self) -> None:
         """Do nothing; here for code that calls it on any recurrent layer."""
 
@@ -210,32 +242,40 @@ class HLSTM(Gated):
         steps, batch = x.shape[:2]
         lengths = _checked_lengths(lengths, steps, batch)
         hx = self._initial(x, hx)
-        if not self.gate_hidden and lengths is None:
+        if not self.gate_hidden and lengths is None and not self._patterns:
             return self._run_lstm(x, hx)
         padded = Padded(steps, batch, 1 + self.bidirectional, lengths, x.device)
         x, h_n, c_n = padded.zeroed(x), [], []
         for layer, (h0, c0) in enumerate(zip(*self._by_layer(hx), strict=True)):
             if layer:
                 x = F.dropout(x, self.dropout, self.training)
-            run = self._hidden_layer if self.gate_hidden else self._flat_layer
+            by_recurrence = self.gate_hidden or kernels_for(x) is not None
+            run = self._recurrent_layer if by_recurrence else self._flat_layer
             hs, c = run(layer, padded, padded.split(x), h0, c0)
             x = padded.join(hs)
             h_n.append(padded.last(hs))
             c_n.append(c)
         return x, (torch.cat(h_n), torch.cat(c_n))
 
-    def _hidden_layer(
+    def _recurrent_layer(
         self, layer: int, padded: Padded, xs: Sequence[Tensor], h0: Tensor, c0: Tensor
     ) -> State:
         """Return one layer's outputs at all steps, and its last c."""
-        gates = [self._gates(suffix, h0.shape[1]) for suffix in self._suffixes(layer)]
+        make = self._gates if self.gate_hidden else self._flat_gates
+        gates = [make(suffix, h0.shape[1]) for suffix in self._suffixes(layer)]
         hs, cs = recurrence(xs, h0, c0, gates)
         return hs, padded.last(cs)
+
+    def _flat_gates(self, suffix: str, batch: int) -> Gates:
+        w_ih, w_hh, *biases = self._flat_weights(suffix)
+        bias = biases[0] + biases[1] if biases else None
+        patterns = self._patterns.get(suffix)
+        return Gates(w_ih, w_hh, bias, (), (), (), self.activation, patterns)
 
     def _flat_layer(
         self, layer: int, padded: Padded, xs: Sequence[Tensor], h0: Tensor, c0: Tensor
     ) -> State:
-        """Do the same by torch's fused LSTM, a direction at a time.
+        """Do the same for flat gates by torch's fused LSTM, a direction at a time.
 
         It gives c at the last step of the padding only, so the padding has to keep c: an added
         input, 1 there, shuts the input gates and opens the forget gates all the way.
@@ -291,6 +331,10 @@ class HLSTM(Gated):
         "bidirectional": False,
         **Gated._OPTIONS,
     }
+
+
+def _density(*masks: Tensor) -> float:
+    return sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
 
 def _check_input(input: Tensor, size: int, dims: tuple[int, int]) -> None:

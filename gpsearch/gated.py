@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gpsearch.errors import UserError
 from gpsearch.kernels.gates import Dense, Gates, Norm
+from gpsearch.kernels.pattern import Patterns
 from gpsearch.kernels.recurrence import ACTIVATIONS
 
 _DIRECT_SCALE = 0.3
@@ -45,6 +46,7 @@ class Gated(nn.Module):
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
         self.gate_hidden, self.activation = tuple(gate_hidden), activation
         self.gate_dropout, self.gate_direct, self.gate_norm = gate_dropout, gate_direct, gate_norm
+        self._patterns: dict[str, Patterns] = {}
         check_sizes(input_size=input_size, hidden_size=hidden_size)
         check_sizes(**{f"gate_hidden[{j}]": m for j, m in enumerate(self.gate_hidden)})
         check_shares(gate_dropout=gate_dropout)
@@ -136,6 +138,7 @@ class Gated(nn.Module):
             ),
             self._masks(batch),
             self.activation,
+            self._patterns.get(suffix),
         )
 
     def _joined(self, hidden: str, flat: str, suffix: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from gpsearch import groups as grouping
 from gpsearch.block_masks import BlockMasks
+from gpsearch.cell import HLSTM
 from gpsearch.grow import gradients
 from gpsearch.schedule import GMP, SCHEDULES, Progress, Schedule, Update
 from gpsearch.unit_masks import UnitMasks
@@ -153,9 +154,12 @@ class GrowPrune:
                     for moment in self.optimizer.state.get(parameters[name], {}).values():
                         if isinstance(moment, Tensor) and moment.shape == mask.shape:
                             moment.mul_(mask)
+        if model is None and self._holding:
+            self._compute_with(self.masks)
 
     def release(self) -> None:
         """Remove the hooks; the weights keep their zeros until something else changes them."""
+        self._compute_with({})
         for hook in self._hooks:
             hook.remove()
 
@@ -217,10 +221,19 @@ class GrowPrune:
     def _slopes(self, losses: Callable[[], Iterable[Tensor]]) -> dict[str, Tensor]:
         parameters = {name: weight.parameter for name, weight in self._weights.items()}
         self._holding = False
+        self._compute_with({})
         try:
             return gradients(parameters, losses(), self.schedule.growth_batches)
         finally:
             self._holding = True
+
+    def _compute_with(self, masks: Mapping[str, Tensor]) -> None:
+        """Tell recurrent layers which weights are awake: where these are few they save the rest."""
+        for prefix, module in self.model.named_modules():
+            if isinstance(module, HLSTM):
+                dot = f"{prefix}." if prefix else ""
+                own = (name for name, _ in module.named_parameters(recurse=False))
+                module.use_masks({n: masks[dot + n] for n in own if dot + n in masks})
 
     def _step_grown(self, before: dict[str, Tensor], slopes: dict[str, Tensor]) -> None:
         """Move woken weights one gradient step away from zero."""

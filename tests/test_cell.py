@@ -369,3 +369,36 @@ def test_projection_is_refused() -> None:
 def test_wrong_inputs_are_named(args: tuple[Any], lengths: Tensor | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
         HLSTM(3, 2)(*args, lengths=lengths)
+
+
+@pytest.mark.parametrize("gate_hidden", [(), (6,), (5, 4)])
+@pytest.mark.parametrize("gate_direct", [False, True])
+def test_with_masks_the_awake_weights_get_the_gradients_they_had(
+    gate_hidden: tuple[int, ...], gate_direct: bool
+) -> None:
+    torch.manual_seed(0)
+    hlstm = HLSTM(
+        3, 4, num_layers=2, bidirectional=True, gate_hidden=gate_hidden, gate_direct=gate_direct
+    )
+    x, lengths = torch.randn(7, 5, 3), torch.tensor([7, 1, 3, 6, 2])
+    masks = {n: torch.rand(p.shape) < 0.2 for n, p in hlstm.named_parameters() if p.dim() > 1}
+    with torch.no_grad():
+        for name, mask in masks.items():
+            hlstm.get_parameter(name).mul_(mask)
+
+    def run() -> list[torch.Tensor]:
+        output, (h, c) = hlstm(x, lengths=lengths)
+        loss = output.sin().sum() + c.sum()
+        return [output, h, c, *torch.autograd.grad(loss, list(hlstm.parameters()))]
+
+    dense = run()
+    hlstm.use_masks(masks)
+    sparse = run()
+    ones = [torch.ones(())] * 3
+    for a, b, mask in zip(
+        dense, sparse, [*ones, *(masks.get(n, ones[0]) for n, _ in hlstm.named_parameters())],
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(a * mask, b * mask)
+    hlstm.use_masks({})
+    assert all(torch.equal(a, b) for a, b in zip(dense, run(), strict=True))

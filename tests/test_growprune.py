@@ -347,3 +347,17 @@ def test_state_can_be_taken_up_again_at_any_epoch(seed, name):
 
     for key, mask in masks.masks.items():
         assert mask.equal(other.masks[key])
+
+
+def test_dormant_weights_of_a_sparse_layer_have_gradients_where_growth_looks() -> None:
+    torch.manual_seed(0)
+    hlstm = HLSTM(3, 8, gate_hidden=(8,))
+    masks = GrowPrune(hlstm, None, GP(seed_density=0.1), 10)
+    x = torch.randn(4, 2, 3)
+    slopes = masks._slopes(lambda: iter([hlstm(x)[0].sin().sum()]))
+    assert masks.density == pytest.approx(0.1, abs=0.01)
+    assert all(slope[~masks.masks[name]].any() for name, slope in slopes.items())
+    hlstm(x)[0].sin().sum().backward()
+    assert all(
+        not w.grad[~masks.masks[n]].any() for n, w in hlstm.named_parameters() if n in slopes
+    )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpsearch.kernels.compiled import compiled
 from gpsearch.kernels.fused import fused
-from gpsearch.kernels.gates import Dense, Gates
+from gpsearch.kernels.gates import Dense, Gates, flattened
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.kernels.native import Native, available, native
 from gpsearch.kernels.pattern import Patterns
@@ -71,8 +71,7 @@ def layer(
 
 def leaves(example: Layer) -> list[Tensor]:
     xs, h0, c0, gates = example
-    weights = [w for g in gates for w in (g.ih, g.hh, g.bias, *(p for d in g.dense for p in d))]
-    return [*xs, h0, c0, *(w for w in weights if w is not None)]
+    return [*xs, h0, c0, *(w for w in flattened(gates) if w is not None)]
 
 
 def results(run: Any, example: Layer, *, use: str = "both") -> list[Tensor]:
@@ -121,17 +120,16 @@ def test_all_equal_the_written_out_recurrence(run: Any, use: str, seed: int, **s
 def masked(example: Layer, density: float) -> tuple[Layer, list[Tensor]]:
     """Put weights to sleep at random; return the masks of all `leaves`, too."""
     xs, h0, c0, gates = example
-    masks, masked_gates = [torch.ones_like(one, dtype=torch.bool) for one in (*xs, h0, c0)], []
+    masks, masked_gates = [torch.ones_like(one) for one in (*xs, h0, c0)], []
     for g in gates:
-        ih, hh, *dense = (
-            torch.rand(w.shape) < density for w in (g.ih, g.hh, *(d.weight for d in g.dense))
-        )
-        for weight, mask in zip((g.ih, g.hh, *(d.weight for d in g.dense)), (ih, hh, *dense)):
-            weight.detach().mul_(mask)
+        matrices = [g.ih, g.hh, *(d.weight for d in g.dense)]
+        awake = {id(one): torch.rand(one.shape) < density for one in matrices}
+        for one in matrices:
+            one.detach().mul_(awake[id(one)])
+        ih, hh, *dense = awake.values()
         masked_gates.append(g._replace(patterns=Patterns.of(ih, hh, dense)))
-        every = [ih, hh, g.bias, *(one for d, m in zip(g.dense, dense) for one in (m, d.bias))]
-        masks += [m if m.dtype == torch.bool else torch.ones_like(m, dtype=torch.bool)
-                  for m in every if m is not None]  # fmt: skip
+        own = [one for one in flattened([g]) if one is not None]
+        masks += [awake.get(id(one), torch.ones_like(one)) for one in own]
     return (xs, h0, c0, masked_gates), masks
 
 
@@ -151,13 +149,13 @@ def masked(example: Layer, density: float) -> tuple[Layer, list[Tensor]]:
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=60, deadline=None)
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("kernels", [native(name) for name in available()], ids=available())
 def test_sparse_equals_the_masked_recurrence(
-    name: str, use: str, density: float, seed: int, **shape: Any
+    kernels: Native, use: str, density: float, seed: int, **shape: Any
 ) -> None:
     torch.manual_seed(seed)
     example, masks = masked(layer(**shape, dtype=torch.float32), density)
-    hs, cs, *grads = results(partial(sparse, native(name)), example, use=use)
+    hs, cs, *grads = results(partial(sparse, kernels), example, use=use)
     wanted = results(plain, example, use=use)
     masked_grads = [grad * mask for grad, mask in zip(wanted[2:], masks, strict=True)]
     assert_same([hs, cs, *grads], [*wanted[:2], *masked_grads], 1e-5)

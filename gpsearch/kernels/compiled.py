@@ -247,7 +247,7 @@ class _Loop:
             _sum_of_products(native, d_z, h),
             None if self.gates.bias is None else d_z.sum(0),
         ]
-        outs = [*self.d_pre[1:], self.d_gate]
+        outs = [*self.d_pre[1:], self.d_gate][: len(self.gates.dense)]
         for dense, out, post in zip(self.gates.dense, outs, self.post, strict=True):
             d_out, read = out.flatten(0, 1), post.flatten(0, 1)
             pairs = zip(d_out.chunk(4, 1), read.chunk(4, 1), strict=True)

@@ -14,7 +14,7 @@ class Pattern(NamedTuple):
     """The awake weights of a matrix, row by row, and the way to its transpose."""
 
     shape: tuple[int, int]
-    index: Int[Tensor, " awake"]
+    places: Int[Tensor, " awake"]
     """Where each stands in the matrix, flattened."""
     start: Int[Tensor, " _rows_1"]
     column: Int[Tensor, " awake"]
@@ -42,14 +42,14 @@ class Pattern(NamedTuple):
 
     def values(self, weight: Float[Tensor, "rows columns"]) -> Float[Tensor, " awake"]:
         """Return the awake weights."""
-        return weight.reshape(-1).index_select(0, self.index)
+        return weight.reshape(-1).index_select(0, self.places)
 
     def spread(self, values: Float[Tensor, " awake"]) -> Float[Tensor, "rows columns"]:
         """Return the matrix with these values where it is awake, and zeros elsewhere."""
         return (
             values.new_zeros(self.shape)
             .view(-1)
-            .index_copy_(0, self.index, values)
+            .index_copy_(0, self.places, values)
             .view(self.shape)
         )
 
@@ -72,13 +72,6 @@ class Patterns(NamedTuple):
         """Return the patterns of masks."""
         gates = (tuple(map(Pattern.of, masks)) for masks in dense)
         return cls(Pattern.of(ih), Pattern.of(hh), tuple(gates))
-
-    @property
-    def density(self) -> float:
-        """Share of the weights that are awake."""
-        every = [self.ih, self.hh, *(one for gates in self.dense for one in gates)]
-        awake = sum(len(one.index) for one in every)
-        return awake / sum(one.shape[0] * one.shape[1] for one in every)
 
 
 def _starts(places: Int[Tensor, " awake"], count: int) -> Int[Tensor, " count_1"]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from gpsearch.kernels.compiled import compiled
 from gpsearch.kernels.fused import fused
 from gpsearch.kernels.gates import Gates
-from gpsearch.kernels.native import native
+from gpsearch.kernels.native import Native, native
 from gpsearch.kernels.sparse import sparse
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -35,18 +35,28 @@ def recurrence(
 ) -> tuple[Float[Tensor, "dir time batch hidden"], Float[Tensor, "dir time batch hidden"]]:
     """Run one layer over all time steps and return its h and c at every step.
 
-    It goes by the kernels in C where there are any, or the fused way in torch. Tracing and
-    compiling need plain operations, and so do gate norms; on a GPU the fused way is untested.
+    It goes by the kernels in C where there are any, with the awake weights only where the gates
+    have patterns; or else the fused way in torch. Tracing and compiling need plain operations, and
+    so do gate norms; on a GPU the fused way is untested.
     """
-    traced = torch._C._is_tracing() or torch.compiler.is_compiling()
-    if h0.device.type != "cpu" or gates[0].norms or traced:
+    kernels = kernels_for(h0)
+    if gates[0].norms or h0.device.type != "cpu" or _traced():
         return plain(xs, h0, c0, gates)
-    kernels = native() if h0.dtype == torch.float32 else None
-    if kernels is not None and gates[0].patterns is not None:
+    if kernels is None:
+        return fused(xs, h0, c0, gates)
+    if gates[0].patterns is not None:
         return sparse(kernels, xs, h0, c0, gates)
-    if kernels is not None:
-        return compiled(kernels, xs, h0, c0, gates)
-    return fused(xs, h0, c0, gates)
+    return compiled(kernels, xs, h0, c0, gates)
+
+
+def kernels_for(state: Tensor) -> Native | None:
+    """Return the kernels in C if they can run a layer with this state, flat gates included."""
+    fit = state.device.type == "cpu" and state.dtype == torch.float32 and not _traced()
+    return native() if fit else None
+
+
+def _traced() -> bool:
+    return torch._C._is_tracing() or torch.compiler.is_compiling()
 
 
 def plain(
