@@ -29,6 +29,7 @@ A map, in reading order:
     sampling    what to try next
     study       the results folder
     deploy      a finished model: saved, loaded, measured again in a fresh process
+    remeasured  a front measured again, here or on another device
     report      tables and pictures of a results folder
     progress    what a person sees while a search works
     cli         the commands

@@ -106,13 +106,60 @@ def front(
     folder: Folder,
     form: Annotated[str, typer.Option("-f", "--format", help="table, csv or json.")] = "table",
 ) -> None:
-    """Print a study's Pareto front."""
+    """Print a study's Pareto front, or a front measured again."""
     from gpsearch import report
-    from gpsearch.study import Study
 
     if form not in ("table", "csv", "json"):
         raise UserError(f"-f {form!r} is none of table, csv, json")
-    typer.echo(report.front_text(report.Results.of(Study(folder)), form), nl=False)
+    typer.echo(report.front_text(report.Results.at(folder), form), nl=False)
+
+
+@app.command()
+def remeasure(
+    folder: Folder,
+    device: Annotated[
+        str, typer.Option(help="Another device's name, or module:Class; the study's if not given.")
+    ] = "",
+) -> None:
+    """Measure a study's front again, here or on another device; kept beside the first results."""
+    from gpsearch import report
+    from gpsearch.progress import again_line
+    from gpsearch.remeasured import Remeasured
+    from gpsearch.study import Study
+
+    study = Study(folder)
+    with study.locked():
+        found = Remeasured.begin(study, device)
+        try:
+            found.run(lambda trial, reading: typer.echo(again_line(trial, reading), err=True))
+        except KeyboardInterrupt:
+            typer.echo(f"\ninterrupted; give the same command to go on in {found.folder}", err=True)
+            raise typer.Exit(130) from None
+        results = report.Results.of_again(found)
+        report.write(results)
+    typer.echo(report.front_text(results, "table"), nl=False)
+    typer.echo(
+        f"results: {found.folder}; beside the first: gpsearch compare {folder} {found.folder}"
+    )
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A results folder, or a front measured again.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The picture; results/compare-A-B.png if not given.")
+    ] = None,
+) -> None:
+    """Show two fronts side by side: who stays, rank correlations, hypervolumes, a picture."""
+    from gpsearch import report
+
+    found = report.Comparison.of(report.Results.at(first), report.Results.at(second))
+    words = re.sub(r"[^\w.-]+", "_", f"compare-{found.first.name}-{found.second.name}")
+    picture = out or RESULTS / f"{words}.png"
+    typer.echo(report.comparison_text(found), nl=False)
+    report.draw_comparison(found, picture)
+    typer.echo(f"picture: {picture}")
 
 
 @app.command()

@@ -101,6 +101,13 @@ class Progress:
         return trial_left_s + more * each_s
 
 
+def again_line(trial: int, reading: Reading) -> str:
+    """Return a member of the front that was measured again in one line."""
+    latency, ratio = reading["latency_s"], reading["latency_ratio"]
+    text = f"trial {trial}: latency {latency.number * 1e3:.3g} ms, {ratio.number:.3f} x"
+    return "; ".join([f"{text} {reading.reference}", *reading.flags])
+
+
 def epoch_line(epoch: Epoch, epochs: int) -> str:
     """Return an epoch in one line."""
     text = (

@@ -170,9 +170,7 @@ class Study:
 
     def save_facts(self, facts: DeviceFacts) -> None:
         """Write device.json."""
-        text = json.dumps({**vars(facts), "fingerprint": dict(facts.fingerprint),
-                           "unavailable": dict(facts.unavailable)}, indent=2)  # fmt: skip
-        write_text(self.folder / "device.json", text + "\n")
+        write_text(self.folder / "device.json", facts_json(facts))
 
     def add(
         self,
@@ -223,6 +221,12 @@ class Study:
         changes = {"budget": budget or self.settings.budget, "timeout": timeout or ""}
         self.settings = Settings.of({**vars(self.settings), **changes})
         write_text(self.folder / "config.toml", self.settings.to_toml())
+
+
+def facts_json(facts: DeviceFacts) -> str:
+    """Return ``device.json``'s text."""
+    rows = {**vars(facts), "fingerprint": dict(facts.fingerprint)}
+    return json.dumps({**rows, "unavailable": dict(facts.unavailable)}, indent=2) + "\n"
 
 
 def _environment() -> dict[str, Any]:
