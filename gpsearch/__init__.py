@@ -27,6 +27,7 @@ A map, in reading order:
     pareto      which of many costs no other is better than
     settings    the flags of ``gpsearch run``
     sampling    what to try next
+    staircase   latency by a layer's width, and the right edges of its steps
     study       the results folder
     deploy      a finished model: saved, loaded, measured again in a fresh process
     remeasured  a front measured again, here or on another device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -215,20 +216,31 @@ def train(
 @app.command()
 def profile(
     model: Annotated[
-        Path, typer.Argument(help="A folder with model.pt, or a candidate's TOML file.")
-    ],
+        Path | None, typer.Argument(help="A folder with model.pt, or a candidate's TOML file.")
+    ] = None,
     device: Device = "cpu",
     task: Annotated[str, typer.Option(help="Gives the example to run.")] = "speech",
     data: Annotated[
         Path | None, typer.Option(help="The task's data, if not the package's.")
     ] = None,
     energy: Annotated[bool, typer.Option(help="Measure joules per inference too.")] = True,
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="Latency by width: hidden=64:512:8 or gate=16:64:8, both ends included."),
+    ] = None,
+    space: Annotated[
+        str, typer.Option(help="Sweep around this space's defaults, if not around a candidate.")
+    ] = "hlstm",
 ) -> None:
-    """Measure a model: latency, energy, FLOPs, weights."""
+    """Measure a model: latency, energy, FLOPs, weights. With --sweep: latency by width."""
     from gpsearch import profiling, tasks
     from gpsearch.deploy import load_model, read_costs, untrained
     from gpsearch.progress import reading_lines
 
+    if sweep is not None:
+        return _sweep(sweep, model, space, device, task, data)
+    if model is None:
+        raise UserError("profile: give a folder with model.pt, a candidate's file, or --sweep")
     learned = tasks.find(task, data)
     is_candidate = model.suffix == ".toml"
     network = untrained(model, learned) if is_candidate else load_model(model / "model.pt")
@@ -271,6 +283,28 @@ def doctor() -> None:
     typer.echo(text, nl=False)
     if not healthy:
         raise typer.Exit(1)
+
+
+def _sweep(
+    sweep: str, candidate: Path | None, space: str, device: str, task: str, data: Path | None
+) -> None:
+    """Take the staircase of a width; one that was interrupted here goes on."""
+    from gpsearch import profiling, report, staircase, tasks
+    from gpsearch.candidate import Candidate
+    from gpsearch.progress import step_line
+    from gpsearch.space import Space
+
+    widths, learned = staircase.Sweep.parse(sweep), tasks.find(task, data)
+    base = Candidate.read(candidate) if candidate else Space.read(space).candidate({})
+    with closing(profiling.find(device)) as found:
+        subject = staircase.subject(found.probe(), learned, base.architecture, widths)
+        stairs = staircase.Staircase.stored(subject)
+        stairs = staircase.take(
+            stairs, found, learned, lambda s: typer.echo(step_line(s), err=True)
+        )
+    report.draw_staircase(stairs, stairs.folder / "staircase.png")
+    typer.echo(f"right edges of {widths.key}: {', '.join(map(str, stairs.edges))}")
+    typer.echo(f"staircase: {stairs.folder}")
 
 
 def _work(study: Study, prepare: Callable[[Study], None] = lambda study: None) -> None:

@@ -25,6 +25,7 @@ from gpsearch.profiling import DeviceFacts
 from gpsearch.sampling import Proposal
 from gpsearch.settings import Settings
 from gpsearch.space import Space
+from gpsearch.staircase import snapped
 
 if TYPE_CHECKING:
     import optuna
@@ -61,7 +62,7 @@ class Study:
                 f"{folder}: holds a study already; continue it with `gpsearch resume {folder}`, "
                 "or choose another --out"
             )
-        space = Space.read(settings.space)
+        space = snapped(Space.read(settings.space), settings)
         try:
             (folder / "trials").mkdir(parents=True, exist_ok=True)
             write_text(folder / "space.toml", space.text)

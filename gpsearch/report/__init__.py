@@ -7,6 +7,7 @@ from gpsearch.report.comparison import Comparison, comparison_text
 from gpsearch.report.paired import draw_comparison
 from gpsearch.report.picture import draw_html, draw_png
 from gpsearch.report.results import Results
+from gpsearch.report.stairs import draw_staircase
 from gpsearch.report.tables import front_rows, front_text, trials
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "draw_comparison",
     "draw_html",
     "draw_png",
+    "draw_staircase",
     "front_rows",
     "front_text",
     "trials",
