@@ -245,9 +245,10 @@ def take(
     base, key = Architecture(**stairs.subject.architecture), stairs.sweep.key
     reference = _network(task, base)
     for width in stairs.left:
+        shape = Architecture(**{**stairs.subject.architecture, key: width})
         reading = measure(
             device,
-            _network(task, dataclasses.replace(base, **{key: width})),
+            _network(task, shape),
             task.example(),
             reference=reference,
             reference_name=f"{key} {getattr(base, key)}",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_the_picture_is_drawn(tmp_path: Path, goals: str) -> None:
     ],
 )
 def test_fronts_that_do_not_compare_are_refused(
-    tmp_path: Path, other: dict[str, str], message: str
+    tmp_path: Path, other: dict[str, Any], message: str
 ) -> None:
     first, second = results(tmp_path / "a", A), results(tmp_path / "b", B, **other)
     with pytest.raises(UserError, match=message):
