@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,11 +131,8 @@ def remeasure(
     study = Study(folder)
     with study.locked():
         found = Remeasured.begin(study, device)
-        try:
+        with _resumable("the same command"):
             found.run(lambda trial, reading: typer.echo(again_line(trial, reading), err=True))
-        except KeyboardInterrupt:
-            typer.echo(f"\ninterrupted; give the same command to go on in {found.folder}", err=True)
-            raise typer.Exit(130) from None
         results = report.Results.of_again(found)
         report.write(results)
     typer.echo(report.front_text(results, "table"), nl=False)
@@ -296,7 +293,7 @@ def _sweep(
 
     widths, learned = staircase.Sweep.parse(sweep), tasks.find(task, data)
     base = Candidate.read(candidate) if candidate else Space.read(space).candidate({})
-    with closing(profiling.find(device)) as found:
+    with closing(profiling.find(device)) as found, _resumable("the same command"):
         subject = staircase.subject(found.probe(), learned, base.architecture, widths)
         stairs = staircase.Staircase.stored(subject)
         stairs = staircase.take(
@@ -305,6 +302,16 @@ def _sweep(
     report.draw_staircase(stairs, stairs.folder / "staircase.png")
     typer.echo(f"right edges of {widths.key}: {', '.join(map(str, stairs.edges))}")
     typer.echo(f"staircase: {stairs.folder}")
+
+
+@contextmanager
+def _resumable(how: str) -> Iterator[None]:
+    """Let Ctrl-C end in one line that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted; go on with: {how}", err=True)
+        raise typer.Exit(130) from None
 
 
 def _work(study: Study, prepare: Callable[[Study], None] = lambda study: None) -> None:
@@ -317,12 +324,10 @@ def _work(study: Study, prepare: Callable[[Study], None] = lambda study: None) -
         prepare(study)
         progress = Progress(study, lambda: report.write(report.Results.of(study)))
         try:
-            Search(study, progress).run()
+            with _resumable(f"gpsearch resume {study.folder}"):
+                Search(study, progress).run()
         except TimeUp:
             typer.echo(f"time is up; go on with: gpsearch resume {study.folder}")
-        except KeyboardInterrupt:
-            typer.echo(f"\ninterrupted; go on with: gpsearch resume {study.folder}", err=True)
-            raise typer.Exit(130) from None
         finally:
             progress.close()
         results = report.Results.of(study)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -239,6 +240,9 @@ def test_a_study_keeps_its_widths_on_another_machine(
     assert again.text == (study.folder / "space.toml").read_text()
     assert again.defaults() == study.space.defaults()
     assert again.defaults()["hidden_size"] == 64
+    sampler = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = {again.suggest(sampler.ask()).architecture.hidden_size for _ in range(30)}
+    assert drawn == {32, 64, 96, 128}
 
 
 def test_a_sweep_on_the_command_line_survives_a_kill(tmp_path: Path) -> None:

@@ -60,10 +60,11 @@ class Comparison:
         return [goal for goal in self.goals if goal.name != "error"]
 
     def on(self, *, first: bool, second: bool) -> list[tuple[int, int]]:
-        """Return the pairs that are on the first front or not, and on the second or not."""
+        """Return the pairs on the first front or not, on the second or not; best error first."""
         on_first, on_second = set(self.first.front), set(self.second.front)
         wanted = (first, second)
-        return [(a, b) for a, b in self.pairs if (a in on_first, b in on_second) == wanted]
+        found = [(a, b) for a, b in self.pairs if (a in on_first, b in on_second) == wanted]
+        return sorted(found, key=lambda pair: (self.first.rows[pair[0]]["error"], pair))
 
     def alone(self) -> tuple[list[int], list[int]]:
         """Return the members of each front that have no counterpart in the other results."""

@@ -11,6 +11,7 @@ from gpsearch.report.comparison import Comparison
 from gpsearch.report.picture import (
     FAINT,
     INK,
+    NUMBERED,
     Point,
     is_wide,
     label,
@@ -20,8 +21,9 @@ from gpsearch.report.picture import (
     staircase,
 )
 
-SIDES = ("#2a7f9e", "#d1495b")
-"""The colours of the first and of the second results."""
+SIDES = (("#2a7f9e", 9.5, 3.2), ("#d1495b", 5.5, 1.2))
+"""Colour, markers' size and line's width of the first results and of the second, which are drawn
+over them: where the two agree, both are still seen."""
 STRAY = 1.3
 """Errors up to so many times the worst on either front are shown."""
 
@@ -64,10 +66,11 @@ def _draw_panel(axes: Any, found: Comparison, goal: Objective) -> None:
         ends = [points_of[trial] for points_of, trial in zip(shown, pair, strict=True)
                 if trial in points_of]  # fmt: skip
         axes.plot([p.x for p in ends], [p.error for p in ends], color=FAINT, lw=0.8, zorder=1)
-    for colour, points_of in zip(SIDES, shown, strict=True):
-        _draw_side(axes, list(points_of.values()), colour)
+    for style, points_of in zip(SIDES, shown, strict=True):
+        _draw_side(axes, list(points_of.values()), *style)
     for number, one in shown[1].items():
-        if found.by == "trial" and one.rank == "front":
+        numbered = found.by == "trial" and len(found.second.front) <= NUMBERED
+        if numbered and one.rank == "front":
             label(axes, one, str(number), (5, 5), "left", FAINT)
     _scale(axes, [point for side in shown for point in side.values()])
     axes.set_xlabel(f"{goal.label} ({goal.unit})", color=INK)
@@ -80,18 +83,20 @@ def _pairs_of_interest(found: Comparison) -> list[tuple[int, int]]:
     return [pair for pair in found.pairs if pair not in neither]
 
 
-def _draw_side(axes: Any, shown: list[Point], colour: str) -> None:
+def _draw_side(axes: Any, shown: list[Point], colour: str, size: float, width: float) -> None:
     """Draw one side: its front filled and joined to a staircase, the others faint and hollow."""
     for point in shown:
         on_front = point.rank == "front"
         ends = [[point.below], [point.above]] if point.below or point.above else None
         axes.errorbar(
-            point.x, point.error, xerr=ends, fmt="o", ms=6.5 if on_front else 5, color=colour,
+            point.x, point.error, xerr=ends, fmt="o", ms=size * (1 if on_front else 0.7),
+            color=colour,
             mfc=colour if on_front else "white", mec=colour, alpha=1.0 if on_front else 0.35,
             elinewidth=1.2, capsize=2.5, zorder=4 if on_front else 3,
         )  # fmt: skip
     if steps := staircase(shown):
-        axes.step(*zip(*steps, strict=True), where="post", color=colour, lw=1.2, zorder=2)
+        axes.step(*zip(*steps, strict=True), where="post", color=colour, lw=width,
+                  alpha=0.6, zorder=2)  # fmt: skip
 
 
 def _scale(axes: Any, shown: list[Point]) -> None:
@@ -111,8 +116,10 @@ def _legend(found: Comparison) -> list[Any]:
         return Line2D([], [], label=text, **{"marker": "o", "ms": 6.5, **style})
 
     named = [
-        mark(f"{letter}: {one.name} ({one.device}), front", color=colour)
-        for letter, one, colour in zip("AB", (found.first, found.second), SIDES, strict=True)
+        mark(f"{letter}: {one.name} ({one.device}), front", color=colour, ms=size, lw=width)
+        for letter, one, (colour, size, width) in zip(
+            "AB", (found.first, found.second), SIDES, strict=True
+        )
     ]
     joined = "the same network" if found.by == "trial" else "the same candidate"
     return [
