@@ -114,6 +114,8 @@ class Step:
     latency_ratio_lo: float
     latency_ratio_hi: float
     latency_s: float
+    stable: bool
+    """Whether the reading can be trusted; if not, the next sweep takes it again."""
     flags: str
 
     @classmethod
@@ -121,8 +123,8 @@ class Step:
         """Return what a reading says of a width; without an interval nothing is told apart."""
         ratio = reading["latency_ratio"]
         low, high = ratio.ci95 or (0.0, float("inf"))
-        flags = "; ".join(reading.flags)
-        return cls(width, ratio.number, low, high, reading["latency_s"].number, flags)
+        latency_s, flags = reading["latency_s"].number, "; ".join(reading.flags)
+        return cls(width, ratio.number, low, high, latency_s, reading.stable, flags)
 
 
 @dataclass(frozen=True)
@@ -156,10 +158,14 @@ class Staircase:
         return Sweep.parse(self.subject.sweep)
 
     @property
+    def missing(self) -> list[int]:
+        """The widths without a reading."""
+        return sorted(set(self.sweep.widths) - {step.width for step in self.steps})
+
+    @property
     def left(self) -> list[int]:
-        """The widths that are still to be measured, in random order: drift makes no steps."""
-        done = {step.width for step in self.steps}
-        widths = [width for width in self.sweep.widths if width not in done]
+        """What is missing or unstable, in random order: drift of the machine makes no steps."""
+        widths = self.missing + [step.width for step in self.steps if not step.stable]
         random.Random(0).shuffle(widths)
         return widths
 
@@ -177,8 +183,9 @@ class Staircase:
         return sorted(set(self.snapped.values()))
 
     def extended(self, step: Step) -> Staircase:
-        """Return the staircase with one more width, written to its folder."""
-        steps = tuple(sorted([*self.steps, step], key=lambda one: one.width))
+        """Return the staircase with one more width, or another reading of one, and write it."""
+        others = [one for one in self.steps if one.width != step.width]
+        steps = tuple(sorted([*others, step], key=lambda one: one.width))
         longer = dataclasses.replace(self, steps=steps)
         rows = {"subject": asdict(self.subject), "steps": [asdict(one) for one in steps]}
         write_text(self.folder / "staircase.json", json.dumps(rows, indent=2) + "\n")
@@ -276,7 +283,7 @@ def snapped(space: Space, settings: Settings, root: Path = FOLDER) -> Space:
     base, found = space.candidate({}).architecture, {}
     for key, (low, high, step) in space.unsnapped.items():
         stairs = Staircase.stored(subject(facts, task, base, Sweep(key, low, high, step)), root)
-        if stairs.left:
+        if stairs.missing:
             raise UserError(
                 f"{space.where}: {key} snaps to the steps of {settings.device}, which "
                 f"{'are' if not stairs.steps else 'were only partly'} not measured here; run "

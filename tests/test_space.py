@@ -274,7 +274,7 @@ def test_epochs_can_be_overridden_also_in_baselines(tmp_path: Path) -> None:
             "default = 16",
             "start = 15",
             "mine.toml:3: [architecture] hidden_size: start is unknown here; there are low, high, "
-            "step, log, default",
+            "step, log, default, snap",
         ),
         (
             "low = 4,",

@@ -153,15 +153,16 @@ def test_gates_have_a_staircase_too(tmp_path: Path) -> None:
     assert stairs.edges == [4, 8, 12], "every parameter costs a microsecond there"
 
 
-def test_a_sweep_that_was_interrupted_measures_only_what_is_left(tmp_path: Path) -> None:
-    stairs = taken(tmp_path, sweep="hidden=16:48:16")
-    about = stairs.subject
-    (stairs.folder / "staircase.json").unlink()
-    part = Staircase(stairs.folder, about, ()).extended(Step(32, 9.0, 8.9, 9.1, 0.5, ""))
+def test_another_sweep_measures_what_is_missing_or_unstable(tmp_path: Path) -> None:
+    about = taken(tmp_path, sweep="hidden=16:64:16").subject
+    part = Staircase(tmp_path / about.folder_name, about, ())
+    part = part.extended(Step(32, 9.0, 8.9, 9.1, 0.5, True, ""))
+    part = part.extended(Step(48, 9.0, 1.0, 9.9, 0.5, False, "interval of ±40%"))
 
-    assert sorted(part.left) == [16, 48]
-    again = taken(tmp_path, sweep="hidden=16:48:16")
-    assert {step.width: step.latency_s for step in again.steps} == {16: 0.002, 32: 0.5, 48: 0.003}
+    assert part.missing == [16, 64]
+    assert sorted(part.left) == [16, 48, 64]
+    again = taken(tmp_path, sweep="hidden=16:64:16")
+    assert [step.latency_s for step in again.steps] == [0.002, 0.5, 0.003, 0.003]
 
 
 def test_another_machine_or_shape_has_another_staircase() -> None:

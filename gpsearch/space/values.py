@@ -215,8 +215,10 @@ def _range(raw: dict[str, Any], integer: bool, natural: Any) -> Range:
     if log and (low <= 0 or step is not None):
         raise ValueError("log = true needs low above 0, and no step")
     _check_step(step, high - low, integer)
-    if "snap" in raw and (raw["snap"] != "device" or step is None):
-        raise ValueError(f'snap = {raw["snap"]!r} should be "device", beside a step')
+    if "snap" in raw and (raw["snap"] != "device" or step is None or low == high):
+        raise ValueError(
+            f'snap = {raw["snap"]!r} should be "device", beside a step from low to high'
+        )
     if not integer:
         low, high, step = float(low), float(high), None if step is None else float(step)
     values = Range(natural, low, high, step, log, integer, "snap" in raw)
