@@ -42,7 +42,7 @@ def _draw_steps(axes: Any, stairs: Staircase) -> None:
     """Draw what was measured; what is unstable is hollow."""
     groups = {
         "a width, with its 95 % interval": [s for s in stairs.steps if s.stable],
-        "the same, unstable (staircase.csv says why)": [s for s in stairs.steps if not s.stable],
+        "an unstable reading (staircase.csv says why)": [s for s in stairs.steps if not s.stable],
     }
     for (name, group), fill in zip(groups.items(), (WIDTH, "white"), strict=True):
         if group:
