@@ -27,8 +27,10 @@ A map, in reading order:
     pareto      which of many costs no other is better than
     settings    the flags of ``gpsearch run``
     sampling    what to try next
+    staircase   latency by a layer's width, and the right edges of its steps
     study       the results folder
     deploy      a finished model: saved, loaded, measured again in a fresh process
+    remeasured  a front measured again, here or on another device
     report      tables and pictures of a results folder
     progress    what a person sees while a search works
     cli         the commands

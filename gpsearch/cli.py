@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,13 +107,57 @@ def front(
     folder: Folder,
     form: Annotated[str, typer.Option("-f", "--format", help="table, csv or json.")] = "table",
 ) -> None:
-    """Print a study's Pareto front."""
+    """Print a study's Pareto front, or a front measured again."""
     from gpsearch import report
-    from gpsearch.study import Study
 
     if form not in ("table", "csv", "json"):
         raise UserError(f"-f {form!r} is none of table, csv, json")
-    typer.echo(report.front_text(report.Results.of(Study(folder)), form), nl=False)
+    typer.echo(report.front_text(report.Results.at(folder), form), nl=False)
+
+
+@app.command()
+def remeasure(
+    folder: Folder,
+    device: Annotated[
+        str, typer.Option(help="Another device's name, or module:Class; the study's if not given.")
+    ] = "",
+) -> None:
+    """Measure a study's front again, here or on another device; kept beside the first results."""
+    from gpsearch import report
+    from gpsearch.progress import again_line
+    from gpsearch.remeasured import Remeasured
+    from gpsearch.study import Study
+
+    study = Study(folder)
+    with study.locked():
+        found = Remeasured.begin(study, device)
+        with _resumable("the same command"):
+            found.run(lambda trial, reading: typer.echo(again_line(trial, reading), err=True))
+        results = report.Results.of_again(found)
+        report.write(results)
+    typer.echo(report.front_text(results, "table"), nl=False)
+    typer.echo(
+        f"results: {found.folder}; beside the first: gpsearch compare {folder} {found.folder}"
+    )
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A results folder, or a front measured again.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The picture; results/compare-A-B.png if not given.")
+    ] = None,
+) -> None:
+    """Show two fronts side by side: who stays, rank correlations, hypervolumes, a picture."""
+    from gpsearch import report
+
+    found = report.Comparison.of(report.Results.at(first), report.Results.at(second))
+    words = re.sub(r"[^\w.-]+", "_", f"compare-{found.first.name}-{found.second.name}")
+    picture = out or RESULTS / f"{words}.png"
+    typer.echo(report.comparison_text(found), nl=False)
+    report.draw_comparison(found, picture)
+    typer.echo(f"picture: {picture}")
 
 
 @app.command()
@@ -168,20 +213,31 @@ def train(
 @app.command()
 def profile(
     model: Annotated[
-        Path, typer.Argument(help="A folder with model.pt, or a candidate's TOML file.")
-    ],
+        Path | None, typer.Argument(help="A folder with model.pt, or a candidate's TOML file.")
+    ] = None,
     device: Device = "cpu",
     task: Annotated[str, typer.Option(help="Gives the example to run.")] = "speech",
     data: Annotated[
         Path | None, typer.Option(help="The task's data, if not the package's.")
     ] = None,
     energy: Annotated[bool, typer.Option(help="Measure joules per inference too.")] = True,
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="Latency by width: hidden=64:512:8 or gate=16:64:8, both ends included."),
+    ] = None,
+    space: Annotated[
+        str, typer.Option(help="Sweep around this space's defaults, if not around a candidate.")
+    ] = "hlstm",
 ) -> None:
-    """Measure a model: latency, energy, FLOPs, weights."""
+    """Measure a model: latency, energy, FLOPs, weights. With --sweep: latency by width."""
     from gpsearch import profiling, tasks
     from gpsearch.deploy import load_model, read_costs, untrained
     from gpsearch.progress import reading_lines
 
+    if sweep is not None:
+        return _sweep(sweep, model, space, device, task, data)
+    if model is None:
+        raise UserError("profile: give a folder with model.pt, a candidate's file, or --sweep")
     learned = tasks.find(task, data)
     is_candidate = model.suffix == ".toml"
     network = untrained(model, learned) if is_candidate else load_model(model / "model.pt")
@@ -226,6 +282,38 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+def _sweep(
+    sweep: str, candidate: Path | None, space: str, device: str, task: str, data: Path | None
+) -> None:
+    """Take the staircase of a width; one that was interrupted here goes on."""
+    from gpsearch import profiling, report, staircase, tasks
+    from gpsearch.candidate import Candidate
+    from gpsearch.progress import step_line
+    from gpsearch.space import Space
+
+    widths, learned = staircase.Sweep.parse(sweep), tasks.find(task, data)
+    base = Candidate.read(candidate) if candidate else Space.read(space).candidate({})
+    with closing(profiling.find(device)) as found, _resumable("the same command"):
+        subject = staircase.subject(found.probe(), learned, base.architecture, widths)
+        stairs = staircase.Staircase.stored(subject)
+        stairs = staircase.take(
+            stairs, found, learned, lambda s: typer.echo(step_line(s), err=True)
+        )
+    report.draw_staircase(stairs, stairs.folder / "staircase.png")
+    typer.echo(f"right edges of {widths.key}: {', '.join(map(str, stairs.edges))}")
+    typer.echo(f"staircase: {stairs.folder}")
+
+
+@contextmanager
+def _resumable(how: str) -> Iterator[None]:
+    """Let Ctrl-C end in one line that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted; go on with: {how}", err=True)
+        raise typer.Exit(130) from None
+
+
 def _work(study: Study, prepare: Callable[[Study], None] = lambda study: None) -> None:
     """Run a study to its end, its pictures and tables renewed after every trial."""
     from gpsearch import report
@@ -236,12 +324,10 @@ def _work(study: Study, prepare: Callable[[Study], None] = lambda study: None) -
         prepare(study)
         progress = Progress(study, lambda: report.write(report.Results.of(study)))
         try:
-            Search(study, progress).run()
+            with _resumable(f"gpsearch resume {study.folder}"):
+                Search(study, progress).run()
         except TimeUp:
             typer.echo(f"time is up; go on with: gpsearch resume {study.folder}")
-        except KeyboardInterrupt:
-            typer.echo(f"\ninterrupted; go on with: gpsearch resume {study.folder}", err=True)
-            raise typer.Exit(130) from None
         finally:
             progress.close()
         results = report.Results.of(study)

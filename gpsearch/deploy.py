@@ -110,28 +110,45 @@ def remeasure(folder: Path, number: int) -> Row:
     Raises:
         RuntimeError: The process failed.
     """
-    command = [sys.executable, "-m", "gpsearch.deploy", str(folder), str(number)]
+    row: Row = _in_a_fresh_process(folder, number)
+    return row
+
+
+def reading_on(device: str, folder: Path, number: int) -> Reading:
+    """Measure a trial's model on a device in a fresh process; the test split stays untouched.
+
+    Raises:
+        RuntimeError: The process failed.
+    """
+    return Reading.from_dict(_in_a_fresh_process(folder, number, device))
+
+
+def _in_a_fresh_process(folder: Path, number: int, *device: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "gpsearch.deploy", str(folder), str(number), *device]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"measuring trial {number} again failed: {last}")
-    row: Row = json.loads(done.stdout.strip().splitlines()[-1])
-    return row
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
 
 
-def _final_row(folder: Path, number: int) -> Row:
+def _final(folder: Path, number: int, device: str = "") -> dict[str, Any]:
+    """Return the row of a study's end; on a device that is named, the reading alone."""
     study = Study(folder)
     settings, space = study.settings, study.space
     task = tasks.find(settings.task, settings.data_path)
     model = load_model(study.trial_folder(number) / "model.pt")
     reading = read_costs(
-        profiling.find(settings.device),
+        profiling.find(device or settings.device),
         model,
         task,
         reference=reference_model(space, task),
         reference_name=reference_name(space),
         energy="energy_j" in settings.columns,
     )
+    if device:
+        return reading.to_dict()
     scores: dict[str, Any] = {
         f"test_{name}": value for name, value in task.evaluate(model, "test").items()
     }
@@ -139,4 +156,4 @@ def _final_row(folder: Path, number: int) -> Row:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_final_row(Path(sys.argv[1]), int(sys.argv[2]))))
+    print(json.dumps(_final(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])))

@@ -18,6 +18,7 @@ from gpsearch.errors import UserError
 from gpsearch.objectives import OBJECTIVES
 from gpsearch.profiling import Quantity, Reading
 from gpsearch.sampling import Proposal
+from gpsearch.staircase import Step
 from gpsearch.study import Row, Study
 from gpsearch.train import Epoch
 
@@ -99,6 +100,20 @@ class Progress:
         each_s = (time.monotonic() - self.started_s) / (self.trials_here + 0.5)
         more = self.study.settings.budget - int(self.what.split()[1].split("/")[0])
         return trial_left_s + more * each_s
+
+
+def again_line(trial: int, reading: Reading) -> str:
+    """Return a member of the front that was measured again in one line."""
+    latency, ratio = reading["latency_s"], reading["latency_ratio"]
+    text = f"trial {trial}: latency {latency.number * 1e3:.3g} ms, {ratio.number:.3f} x"
+    return "; ".join([f"{text} {reading.reference}", *reading.flags])
+
+
+def step_line(step: Step) -> str:
+    """Return one width of a staircase in one line."""
+    ends = f"{step.latency_ratio_lo:.3f} to {step.latency_ratio_hi:.3f}"
+    text = f"{step.width}: {step.latency_ratio:.3f} x the reference ({ends})"
+    return "; ".join(filter(None, [f"{text}, {step.latency_s * 1e3:.3g} ms", step.flags]))
 
 
 def epoch_line(epoch: Epoch, epochs: int) -> str:

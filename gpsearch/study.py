@@ -25,6 +25,7 @@ from gpsearch.profiling import DeviceFacts
 from gpsearch.sampling import Proposal
 from gpsearch.settings import Settings
 from gpsearch.space import Space
+from gpsearch.staircase import snapped
 
 if TYPE_CHECKING:
     import optuna
@@ -61,7 +62,7 @@ class Study:
                 f"{folder}: holds a study already; continue it with `gpsearch resume {folder}`, "
                 "or choose another --out"
             )
-        space = Space.read(settings.space)
+        space = snapped(Space.read(settings.space), settings)
         try:
             (folder / "trials").mkdir(parents=True, exist_ok=True)
             write_text(folder / "space.toml", space.text)
@@ -170,9 +171,7 @@ class Study:
 
     def save_facts(self, facts: DeviceFacts) -> None:
         """Write device.json."""
-        text = json.dumps({**vars(facts), "fingerprint": dict(facts.fingerprint),
-                           "unavailable": dict(facts.unavailable)}, indent=2)  # fmt: skip
-        write_text(self.folder / "device.json", text + "\n")
+        write_text(self.folder / "device.json", facts_json(facts))
 
     def add(
         self,
@@ -223,6 +222,12 @@ class Study:
         changes = {"budget": budget or self.settings.budget, "timeout": timeout or ""}
         self.settings = Settings.of({**vars(self.settings), **changes})
         write_text(self.folder / "config.toml", self.settings.to_toml())
+
+
+def facts_json(facts: DeviceFacts) -> str:
+    """Return ``device.json``'s text."""
+    rows = {**vars(facts), "fingerprint": dict(facts.fingerprint)}
+    return json.dumps({**rows, "unavailable": dict(facts.unavailable)}, indent=2) + "\n"
 
 
 def _environment() -> dict[str, Any]:

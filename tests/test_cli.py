@@ -95,6 +95,10 @@ def test_train_and_profile_a_candidate(tmp_path):
         (["front", "nowhere"], "no results folder"),
         (["train", "nowhere.toml"], "nowhere.toml: cannot be read"),
         (["profile", "nowhere"], "no such model"),
+        (["profile"], "or --sweep"),
+        (["profile", "--sweep", "hidden=9"], "should look like hidden=64:512:8"),
+        (["remeasure", "nowhere"], "no results folder"),
+        (["compare", "nowhere", "elsewhere"], "no results folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(words, message, tmp_path, capsys, monkeypatch):

@@ -274,7 +274,7 @@ def test_epochs_can_be_overridden_also_in_baselines(tmp_path: Path) -> None:
             "default = 16",
             "start = 15",
             "mine.toml:3: [architecture] hidden_size: start is unknown here; there are low, high, "
-            "step, log, default",
+            "step, log, default, snap",
         ),
         (
             "low = 4,",
@@ -372,3 +372,47 @@ def test_a_space_that_is_not_there_is_named(tmp_path: Path) -> None:
         Space.read("hlst")
     with pytest.raises(UserError, match=r"none\.toml: cannot be read"):
         Space.read(str(tmp_path / "none.toml"))
+
+
+# Widths that snap to a device's steps
+
+SNAP = SMALL.replace("step = 8, default = 16 }", 'step = 8, default = 16, snap = "device" }')
+
+
+def test_a_width_snaps_once_its_edges_are_known(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(SNAP)
+    space = Space.read(str(tmp_path / "s.toml"))
+    assert space.unsnapped == {"hidden_size": (8, 32, 8)}
+
+    known = space.with_edges({"hidden_size": [24, 32]}, "of a board\nwith 16 lanes")
+    assert known.unsnapped == {}
+    assert known.defaults()["hidden_size"] == known.baselines()["plain"]["hidden_size"] == 24
+    assert "# Right edges of the latency steps of a board with 16 lanes\n" in known.text
+    (tmp_path / "s.toml").write_text(known.text)
+    assert Space.read(str(tmp_path / "s.toml")).parameters == known.parameters
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('snap = "device"', "snap = true", "snap = True should be"),
+        ('snap = "device"', 'log = true, snap = "device"', "log = true needs"),
+        ("high = 8 }", 'high = 8, snap = "device" }', "beside a step"),
+        ("layers = 2", 'layers = { low = 1, high = 3, step = 1, snap = "device" }', "can snap"),
+        (
+            "[baselines.plain]",
+            "[snapped]\nhidden_size = [24, 16]\n[baselines.plain]",
+            "should rise",
+        ),
+        ("[baselines.plain]", "[snapped]\nhidden_size = [16, 24]\n[baselines.plain]", "end at 32"),
+        ("[baselines.plain]", "[snapped]\nhidden_size = 32\n[baselines.plain]", "should list"),
+        ("[baselines.plain]", "[snapped]\n[baselines.plain]", "hidden_size: should list"),
+        ("[baselines.plain]", "[snapped]\nlayers = [2]\n[baselines.plain]", "should list"),
+    ],
+)
+def test_a_mistake_in_snapping_is_named_with_its_line(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    (tmp_path / "s.toml").write_text(SNAP.replace(old, new))
+    with pytest.raises(UserError, match=rf"s\.toml:\d+: .*{re.escape(message)}"):
+        Space.read(str(tmp_path / "s.toml"))

@@ -12,6 +12,7 @@ from gpsearch.candidate import Architecture, Training
 from gpsearch.cell import HLSTM
 from gpsearch.profiling import API_VERSION, DeviceFacts
 
+RECURRENT = (HLSTM, nn.LSTM)
 Batch = tuple[Tensor, Tensor]
 
 
@@ -87,3 +88,14 @@ class ToyDevice:
 
     def close(self) -> None:
         pass
+
+
+class StepDevice(ToyDevice):
+    """A device whose kernels take 32 units at a time: latency rises in steps of a layer's width."""
+
+    def probe(self) -> DeviceFacts:
+        return DeviceFacts("steps", {"tile": "32"}, unavailable={"energy_j": "no counter here"})
+
+    def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> float:
+        width = max(layer.hidden_size for layer in model.modules() if isinstance(layer, RECURRENT))
+        return 1e-3 * (1 - -width // 32)

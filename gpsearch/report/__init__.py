@@ -1,13 +1,28 @@
-"""What a study found: trials.csv, the front as table, csv and json, and its pictures."""
+"""What a study found: trials.csv, the front as table, csv and json, pictures; two side by side."""
 
 from __future__ import annotations
 
 from gpsearch.files import write_text
+from gpsearch.report.comparison import Comparison, comparison_text
+from gpsearch.report.paired import draw_comparison
 from gpsearch.report.picture import draw_html, draw_png
 from gpsearch.report.results import Results
+from gpsearch.report.stairs import draw_staircase
 from gpsearch.report.tables import front_rows, front_text, trials
 
-__all__ = ["Results", "draw_html", "draw_png", "front_rows", "front_text", "trials", "write"]
+__all__ = [
+    "Comparison",
+    "Results",
+    "comparison_text",
+    "draw_comparison",
+    "draw_html",
+    "draw_png",
+    "draw_staircase",
+    "front_rows",
+    "front_text",
+    "trials",
+    "write",
+]
 
 
 def write(results: Results) -> None:

@@ -92,10 +92,12 @@ def titles(results: Results) -> tuple[str, str]:
     """Return the picture's title and the line below it."""
     complete, members = len(results.complete), len(results.front)
     line = f"{len(results.rows)} trials, {complete} complete, {members} on the front"
+    if results.again:
+        line = f"{complete} members of the front measured again, {members} still on it"
     if (top := ceiling(results)) is not None:
         above = sum(results.rows[i]["error"] * 100 > top for i in results.complete)
         line += f"; {above} above {top:.0f} % not shown"
-    return f"{results.folder.name}: error against cost on {results.device}", line
+    return f"{results.name}: error against cost on {results.device}", line
 
 
 # Matplotlib
@@ -137,7 +139,7 @@ def _draw_panel(axes: Any, results: Results, goal: Objective) -> None:
         axes.plot(point.x, point.error, "o", ms=15, mfc="none", mec=INK, mew=1.1, zorder=5)
         # Above and below in turn: baselines often lie side by side.
         offset = (0, -17 if place % 2 else 11)
-        _label(axes, point, point.baseline.replace("_", " "), offset, "center", INK)
+        label(axes, point, point.baseline.replace("_", " "), offset, "center", INK)
     if steps := staircase(shown):
         axes.step(*zip(*steps, strict=True), where="post", color=FRONT, lw=1.1, zorder=2)
     for limit in results.limits:
@@ -145,9 +147,24 @@ def _draw_panel(axes: Any, results: Results, goal: Objective) -> None:
             axes.axvline(limit.limit * goal.scale, color=INK, lw=1, ls=(0, (4, 3)), zorder=1)
     _scale(axes, results, shown)
     axes.set_xlabel(f"{goal.label} ({goal.unit})", color=INK)
+    plain(axes)
+
+
+def plain(axes: Any) -> None:
+    """Give axes the house's quiet ticks and frame."""
     axes.tick_params(colors=INK, which="both", labelsize=9, length=3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#c3c9cf")
+
+
+def plain_log(axes: Any) -> None:
+    """Make the costs' axis logarithmic, with ticks that read as plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_point(axes: Any, point: Point, *, numbered: bool) -> None:
@@ -161,12 +178,13 @@ def _draw_point(axes: Any, point: Point, *, numbered: bool) -> None:
         mew=0.9, alpha=strength, elinewidth=1.2, capsize=2.5, zorder=4 if on_front else 3,
     )  # fmt: skip
     if on_front and numbered and not point.baseline:
-        _label(axes, point, str(point.trial), (5, 5), "left", FAINT)
+        label(axes, point, str(point.trial), (5, 5), "left", FAINT)
 
 
-def _label(
+def label(
     axes: Any, point: Point, text: str, offset: tuple[int, int], align: str, colour: str
 ) -> None:
+    """Write a text beside a point, legible on any ground."""
     from matplotlib.patheffects import withStroke
 
     axes.annotate(text, (point.x, point.error), xytext=offset, textcoords="offset points",
@@ -176,17 +194,12 @@ def _label(
 
 def _scale(axes: Any, results: Results, shown: list[Point]) -> None:
     """Set the axes' scales: linear, or logarithmic with ticks that read as plain numbers."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
     axes.margins(x=0.14, y=0.12)
     if (top := ceiling(results)) is not None:
         lowest = min(point.error for point in shown) if shown else 0.0
         axes.set_ylim(lowest - 0.1 * (top - lowest), top)
     if is_wide(shown):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        plain_log(axes)
 
 
 def _legend(results: Results) -> list[Any]:

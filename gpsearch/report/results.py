@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from gpsearch.candidate import Candidate
 from gpsearch.objectives import OBJECTIVES, Constraint, Objective, feasible, front
+from gpsearch.remeasured import NOT_MEASURED, RECORD, Remeasured
 from gpsearch.study import Row, Study
 
 COSTS = tuple(goal for goal in OBJECTIVES.values() if goal.name != "error")
@@ -35,6 +37,32 @@ class Results:
     """The device's name."""
     finals: Mapping[int, Row] = field(default_factory=dict)
     """What was measured of the front's members at the end, by trial."""
+    again: str = ""
+    """The study's name, if these are its front measured again."""
+
+    @classmethod
+    def at(cls, folder: Path) -> Results:
+        """Read the results in a folder: a study's, or those of a front measured again.
+
+        Raises:
+            UserError: It holds neither.
+        """
+        if (folder / RECORD).exists():
+            return cls.of_again(Remeasured.read(folder))
+        return cls.of(Study(folder))
+
+    @classmethod
+    def of_again(cls, remeasured: Remeasured) -> Results:
+        """Read a front measured again: its members are the complete trials, judged anew."""
+        study = remeasured.study
+        return dataclasses.replace(
+            cls.of(study),
+            folder=remeasured.folder,
+            rows=remeasured.rows(),
+            device=remeasured.plan.device,
+            finals={},
+            again=study.folder.resolve().name,
+        )
 
     @classmethod
     def of(cls, study: Study) -> Results:
@@ -51,6 +79,12 @@ class Results:
         )
 
     @property
+    def name(self) -> str:
+        """What a picture calls these results."""
+        own = self.folder.resolve().name
+        return f"{self.again}, again on {own}" if self.again else own
+
+    @property
     def front(self) -> list[int]:
         """Trials on the front, best error first; judged by what the search saw of all trials."""
         places = front(self.rows, self.goals, self.limits)
@@ -65,6 +99,13 @@ class Results:
     def baselines(self) -> list[int]:
         """Complete trials that are baselines; the first is what the others are compared with."""
         return [i for i in self.complete if self.rows[i].get("baseline")]
+
+    @property
+    def reference(self) -> int | None:
+        """The first baseline whose costs are known; a front measured again may lack its latency."""
+        known = ("complete", NOT_MEASURED)
+        rows = enumerate(self.rows)
+        return next((i for i, r in rows if r.get("baseline") and r["state"] in known), None)
 
     @property
     def costs(self) -> list[Objective]:
@@ -91,7 +132,7 @@ class Results:
         row = self.row(trial)
         if goal.name == "latency" and row.get("latency_ratio"):
             return 1 / float(row["latency_ratio"])
-        base = self.rows[self.baselines[0]].get(goal.column) if self.baselines else None
+        base = None if self.reference is None else self.rows[self.reference].get(goal.column)
         value = row.get(goal.column)
         return base / value if base and value else None
 

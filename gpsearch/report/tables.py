@@ -88,7 +88,7 @@ def _table(results: Results) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    tested = any("test_error" in final for final in results.finals.values())
+    tested = any("test_error" in results.row(trial) for trial in results.front)
     costs = [g for g in COSTS if g.name in ALWAYS or g in results.goals]
     title = f"Pareto front of {results.folder}, measured on {results.device}"
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title, title_justify="left")
@@ -147,8 +147,7 @@ def interval(row: Row, goal: Objective) -> tuple[float, float] | None:
 def _notes(results: Results) -> str:
     """Return the lines below the table."""
     rows, lines = results.rows, [""]
-    if results.baselines:
-        first = results.baselines[0]
+    if (first := results.reference) is not None:
         lines += [f"* on the front; x fewer: against trial {first}, {rows[first]['baseline']}"]
     if any(trial in results.finals for trial in results.front):
         lines += ["latencies of the front are those measured again at the end, in fresh processes"]

@@ -5,17 +5,19 @@ Every key of a candidate's three tables may stand in a space, and is one of
     layers = 2                                            fixed
     activation = ["relu", "tanh"]                         one of these
     hidden_size = { low = 32, high = 160, step = 8 }      a range; also log = true, default = 128
+    gate_width = { low = 8, high = 64, step = 8, snap = "device" }   a range; latency steps' ends
 
 and what is absent keeps the default of its record. A key of [schedule] holds for every schedule
 that has it (or for those named by only = ["gp", "gmp"]), one of [schedule.gp] for gp alone. Keys
 that mean nothing for a candidate - the width of hidden layers where there are none - are not
-suggested, so that a model-based sampler does not learn from noise.
+suggested, so that a model-based sampler does not learn from noise. Where a width snaps, the edges
+of the device's steps stand in a table [snapped], which a study writes into its own copy.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,9 +52,34 @@ class Space:
         Raises:
             UserError: There is no such space, or it has a mistake: names file and line.
         """
-        file = SpaceFile.read(name_or_path)
+        return cls._of(SpaceFile.read(name_or_path))
+
+    @classmethod
+    def _of(cls, file: SpaceFile) -> Space:
         parameters = file.parameters()
         return cls(file.where, file.text, parameters, file.overrides(parameters))
+
+    @property
+    def unsnapped(self) -> dict[str, tuple[int, int, int]]:
+        """Low, high and step of the widths that snap to steps which are not known yet."""
+        ranges = {one.key: one.values for one in self.parameters.values()}
+        return {
+            key: (one.low, one.high, one.step)
+            for key, one in ranges.items()
+            if isinstance(one, Range) and one.snap
+        }
+
+    def with_edges(self, edges: Mapping[str, Sequence[int]], where: str) -> Space:
+        """Return the space with the right edges of a device's steps written into its text.
+
+        Args:
+            edges: By the width's key.
+            where: Whose steps they are, for the comment beside them.
+        """
+        rows = "".join(f"{key} = {list(widths)}\n" for key, widths in edges.items())
+        comment = " ".join(f"Right edges of the latency steps {where}".split())
+        text = f"{self.text.rstrip()}\n\n[snapped]\n# {comment}\n{rows}"
+        return self._of(SpaceFile.parse(self.where, text))
 
     def override(self, *, epochs: int) -> Space:
         """Return the space with a fixed number of epochs for every candidate, baselines too.

@@ -7,7 +7,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import combinations_with_replacement, product
 from pathlib import Path
@@ -16,9 +16,12 @@ from typing import Any, get_type_hints
 from gpsearch.candidate import Architecture, Training, record
 from gpsearch.errors import UserError
 from gpsearch.schedule import SCHEDULES
-from gpsearch.space.values import Keys, Parameter, parse
+from gpsearch.space.values import Keys, Parameter, Range, Snapped, parse
 
 KNOWN = ", ".join(SCHEDULES)
+TABLES = ("architecture", "schedule", "training", "baselines", "snapped")
+SNAPPING = ("hidden_size", "gate_width")
+"""Keys of the architecture that can snap to a device's steps."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,22 @@ class SpaceFile:
         Raises:
             UserError: It is not there, or no TOML, or has an unknown table.
         """
-        where, text = _read_text(name_or_path)
+        return cls.parse(*_read_text(name_or_path))
+
+    @classmethod
+    def parse(cls, where: str, text: str) -> SpaceFile:
+        """Read a space's text; ``where`` is how messages call it.
+
+        Raises:
+            UserError: It is no TOML, or has an unknown table.
+        """
         try:
             file = cls(where, text, tomllib.loads(text), _lines(text))
         except tomllib.TOMLDecodeError as error:
             line = re.search(r"at line (\d+)", str(error))
             at = f"{where}:{line[1]}" if line else where
             raise UserError(f"{at}: not valid TOML: {error}") from error
-        file._check_keys(file.tables, (), ("architecture", "schedule", "training", "baselines"))
+        file._check_keys(file.tables, (), TABLES)
         return file
 
     def parameters(self) -> dict[Keys, Parameter]:
@@ -53,7 +64,9 @@ class SpaceFile:
         Raises:
             UserError: A key, a bound or a combination of them is wrong.
         """
-        found = {one.keys: one for one in self._parameters()}
+        found = {one.keys: self._snapped(one) for one in self._parameters()}
+        snapping = [one.key for one in found.values() if isinstance(one.values, Snapped)]
+        self._check_keys(self.tables.get("snapped", {}), ("snapped",), snapping)
         self._check_corners(found)
         return found
 
@@ -73,7 +86,9 @@ class SpaceFile:
             found[name] = {}
             for keys, value in _leaves(rows):
                 self._check_override(name, keys, value, parameters)
-                found[name][parameters[keys].name] = value
+                values = parameters[keys].values
+                snapped = values.edge(value) if isinstance(values, Snapped) else value
+                found[name][parameters[keys].name] = snapped
         return found
 
     # The keys
@@ -108,6 +123,23 @@ class SpaceFile:
             return Parameter(keys, parse(raw, integer=hint is int, natural=natural), tuple(only))
         except ValueError as error:
             raise self._fault(keys, f"{keys[-1]}: {error}") from error
+
+    def _snapped(self, one: Parameter) -> Parameter:
+        """Put the edges of [snapped], if they are known, in the place of a range that snaps."""
+        if not isinstance(one.values, Range) or not one.values.snap:
+            return one
+        if one.keys not in [("architecture", key) for key in SNAPPING]:
+            raise self._fault(one.keys, f"{one.key}: only {' and '.join(SNAPPING)} can snap")
+        if "snapped" not in self.tables:
+            return one
+        try:
+            edges = self.tables["snapped"][one.key]
+            return replace(one, values=Snapped(one.values, tuple(edges)))
+        except (KeyError, TypeError) as error:
+            fault = f'{one.key}: should list the widths that {one.key}\'s snap = "device" leaves'
+            raise self._fault(("snapped", one.key), fault) from error
+        except ValueError as error:
+            raise self._fault(("snapped", one.key), f"{one.key}: {error}") from error
 
     # The checks
 

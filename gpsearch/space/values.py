@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 from gpsearch.schedule import SCHEDULES
@@ -78,6 +79,8 @@ class Range:
     step: Any = None
     log: bool = False
     integer: bool = False
+    snap: bool = False
+    """Only the right edges of the device's latency steps are wanted; see `Snapped`."""
 
     @property
     def corners(self) -> tuple[Any, ...]:
@@ -100,7 +103,45 @@ class Range:
         return f"a number from {self.low} to {self.high}{steps}"
 
 
-Values = Fixed | Choice | Range
+@dataclass(frozen=True)
+class Snapped:
+    """A range of which only a device's right edges are suggested; the highest width is one.
+
+    Raises:
+        ValueError: The edges are no rising widths of the range up to its highest.
+    """
+
+    of: Range
+    corners: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in pairwise(self.corners))
+        if not rising or any(edge not in self.of for edge in self.corners):
+            raise ValueError(f"{list(self.corners)} should rise, each {self.of}")
+        if self.corners[-1:] != (self.of.high,):
+            raise ValueError(f"{list(self.corners)} should end at {self.of.high}")
+
+    @property
+    def default(self) -> Any:
+        """The right edge of the default's step."""
+        return self.edge(self.of.default)
+
+    def edge(self, width: Any) -> Any:
+        """Return the next right edge."""
+        return min(edge for edge in self.corners if edge >= width)
+
+    def suggest(self, trial: Trial, name: str) -> Any:
+        """Ask the sampler."""
+        return trial.suggest_categorical(name, self.corners)
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self.of
+
+    def __str__(self) -> str:
+        return str(self.of)
+
+
+Values = Fixed | Choice | Range | Snapped
 
 
 @dataclass(frozen=True)
@@ -160,7 +201,7 @@ def _choice(raw: dict[str, Any], natural: Any) -> Choice:
 
 
 def _range(raw: dict[str, Any], integer: bool, natural: Any) -> Range:
-    _refuse_others(raw, ("low", "high", "step", "log", "default"))
+    _refuse_others(raw, ("low", "high", "step", "log", "default", "snap"))
     for key in ("low", "high"):
         if key not in raw:
             raise ValueError(f"a range needs low and high; {key} is missing")
@@ -174,9 +215,13 @@ def _range(raw: dict[str, Any], integer: bool, natural: Any) -> Range:
     if log and (low <= 0 or step is not None):
         raise ValueError("log = true needs low above 0, and no step")
     _check_step(step, high - low, integer)
+    if "snap" in raw and (raw["snap"] != "device" or step is None or low == high):
+        raise ValueError(
+            f'snap = {raw["snap"]!r} should be "device", beside a step from low to high'
+        )
     if not integer:
         low, high, step = float(low), float(high), None if step is None else float(step)
-    values = Range(natural, low, high, step, log, integer)
+    values = Range(natural, low, high, step, log, integer, "snap" in raw)
     return replace(values, default=raw.get("default", natural if natural in values else low))
 
 

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from gpsearch.candidate import Architecture, Candidate
+from gpsearch.errors import UserError
+from gpsearch.objectives import objectives
+from gpsearch.report import Comparison, Results, comparison_text, draw_comparison
+from gpsearch.report.comparison import RATIO, kendall, spearman
+from gpsearch.study import Row
+
+#  trial   error    A: latency   B: latency
+#    0      10 %       4 ms         4 ms       on both fronts
+#    1      20 %       3 ms         5 ms       on A's only
+#    2      30 %       2 ms         2 ms       on both
+#    3      40 %       5 ms         1 ms       on B's only
+ERRORS = (0.1, 0.2, 0.3, 0.4)
+A, B = (4, 3, 2, 5), (4, 5, 2, 1)
+
+
+def reading(kind: str = "measured", protocol: str = "aba-2") -> str:
+    """Return what a comparison asks of a reading.json."""
+    latency = {"kind": kind, "scope": "device"}
+    flops = {"kind": "analytic", "scope": "model"}
+    quantities = {"latency_s": latency, "flops_effective": flops}
+    return json.dumps({"quantities": quantities, "protocol": protocol, "reference": "dense_lstm"})
+
+
+def results(
+    folder: Path,
+    milliseconds: tuple[int, ...],
+    *,
+    goals: str = "error,latency",
+    widths: tuple[int, ...] = (8, 16, 24, 32),
+    metric: str = "wer",
+    again: str = "",
+    text: str = reading(),
+) -> Results:
+    rows: list[Row] = []
+    for trial, (error, ms) in enumerate(zip(ERRORS, milliseconds, strict=False)):
+        latency = {"latency_s": ms / 1e3, "latency_ratio": ms / 4, "flops_effective": 100 - trial}
+        rows += [{"trial": trial, "state": "complete", "metric": metric, "error": error, **latency}]
+        (folder / f"trials/{trial}").mkdir(parents=True)
+        (folder / f"trials/{trial}/reading.json").write_text(text)
+    shapes = {i: Candidate(Architecture(hidden_size=width)) for i, width in enumerate(widths)}
+    return Results(folder, rows, shapes, objectives(goals), (), "cpu", again=again)
+
+
+def again(folder: Path, milliseconds: tuple[int, ...]) -> Results:
+    return results(folder / "remeasured" / "cpu", milliseconds, again=folder.name)
+
+
+def test_the_same_networks_are_paired_by_trial(tmp_path: Path) -> None:
+    found = Comparison.of(results(tmp_path, A), again(tmp_path, B))
+
+    assert found.by == "trial"
+    assert found.on(first=True, second=True) == [(0, 0), (2, 2)]
+    assert found.on(first=True, second=False) == [(1, 1)]
+    assert found.on(first=False, second=True) == [(3, 3)]
+    assert found.alone() == ([], [])
+
+
+def test_two_studies_are_paired_by_candidate(tmp_path: Path) -> None:
+    mirrored = results(tmp_path / "b", (4, 3, 2), widths=(24, 16, 64))
+    found = Comparison.of(results(tmp_path / "a", A), mirrored)
+
+    assert found.by == "candidate"
+    assert found.pairs == ((1, 1), (2, 0))
+    assert found.alone() == ([0], [2])
+
+
+def test_hypervolumes_share_one_reference_point(tmp_path: Path) -> None:
+    # The worst on either front: 40 % and 4 ms, so the box ends at 44 % and 4.4 ms.
+    found = Comparison.of(results(tmp_path, A), again(tmp_path, B))
+    box = 44 * 4.4
+    first = (44 - 10) * 0.4 + (44 - 20) * 1 + (44 - 30) * 1
+    second = (44 - 10) * 0.4 + (44 - 30) * 2 + (44 - 40) * 1
+
+    assert found.hypervolumes() == pytest.approx((first / box, second / box))
+
+
+def test_latencies_are_ranked_by_the_paired_ratio_too(tmp_path: Path) -> None:
+    found = Comparison.of(results(tmp_path, A), again(tmp_path, B))
+
+    assert [goal.name for goal in found.ranked()] == ["error", "latency", "latency_ratio"]
+    assert found.values(RATIO).tolist() == [[1, 1], [0.75, 1.25], [0.5, 0.5], [1.25, 0.25]]
+
+
+def test_the_text_says_who_stays_and_how_alike_the_ranks_are(tmp_path: Path) -> None:
+    found = Comparison.of(results(tmp_path, A), again(tmp_path, B))
+    lines = [" ".join(line.split()) for line in comparison_text(found).splitlines()]
+
+    assert "A and B 0 H-LSTM 2x8, gates 1x64, dense 10 10 4 4" in lines
+    assert "A only 1 H-LSTM 2x16, gates 1x64, dense 20 20 3 5" in lines
+    assert "B only 3 H-LSTM 2x32, gates 1x64, dense 40 40 5 1" in lines
+    assert "latency 4 -0.400 -0.333 1.000" in lines
+    assert "latency / that of dense_lstm 4 -0.400 -0.333 1.000" in lines
+    assert any(line.startswith("hypervolume of error, latency: A 0.2665") for line in lines)
+
+
+@pytest.mark.parametrize("goals", ["error,latency", "error,latency,flops"])
+def test_the_picture_is_drawn(tmp_path: Path, goals: str) -> None:
+    first = results(tmp_path / "a", A, goals=goals)
+    draw_comparison(
+        Comparison.of(first, results(tmp_path / "b", B, goals=goals)), tmp_path / "c.png"
+    )
+
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / "c.png").read_bytes()) > 20_000
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"text": reading("estimated")}, r"latency is measured \(aba-2, device\) in .*estimated"),
+        ({"text": reading(protocol="aba-1")}, r"measured \(aba-1, device\).*do not compare"),
+        ({"goals": "error,flops"}, "share no cost"),
+        ({"metric": "cer"}, "WER and CER, which do not compare"),
+    ],
+)
+def test_fronts_that_do_not_compare_are_refused(
+    tmp_path: Path, other: dict[str, Any], message: str
+) -> None:
+    first, second = results(tmp_path / "a", A), results(tmp_path / "b", B, **other)
+    with pytest.raises(UserError, match=message):
+        Comparison.of(first, second)
+
+
+def test_a_study_without_a_front_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no front to compare"):
+        Comparison.of(results(tmp_path / "a", A), results(tmp_path / "b", ()))
+
+
+# Ranks
+
+
+def test_rank_correlations_of_a_worked_example() -> None:
+    # Ranks 1 2 3 4 and 1 3 2 4: rho = 1 - 6 * 2 / (4 * 15); one of six pairs is discordant.
+    values = np.array([[10.0, 1], [20, 5], [30, 3], [40, 9]])
+
+    assert spearman(values) == pytest.approx(0.8)
+    assert kendall(values) == pytest.approx(4 / 6)
+
+
+def test_ties_share_their_rank() -> None:
+    values = np.array([[1.0, 1], [2, 2], [2, 3]])
+
+    assert spearman(values) == pytest.approx(1.5 / np.sqrt(1.5 * 2))  # ranks 1 2.5 2.5, 1 2 3
+    assert kendall(values) == pytest.approx(2 / np.sqrt(2 * 3))
+
+
+@pytest.mark.parametrize("values", [[[1, 2], [2, 3]], [[1, 1], [1, 2], [1, 3]]])
+def test_two_pairs_or_a_constant_have_no_correlation(values: list[list[float]]) -> None:
+    assert spearman(np.array(values, dtype=float)) is None
+    assert kendall(np.array(values, dtype=float)) is None
+
+
+@given(arrays(float, st.tuples(st.integers(3, 8), st.just(2)), elements=st.integers(0, 5)))
+def test_ranks_do_not_care_for_scale_and_change_sign_with_it(values: np.ndarray) -> None:
+    for correlation in (spearman, kendall):
+        rho = correlation(values)
+        if rho is None:
+            continue
+        assert -1 - 1e-9 <= rho <= 1 + 1e-9
+        assert correlation(values**3 + 7) == pytest.approx(rho)
+        assert correlation(values * [1, -1]) == pytest.approx(-rho)
