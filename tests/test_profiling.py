@@ -356,6 +356,14 @@ class Toy:
     def close(self):
         pass
 
+class Many(Toy):
+    def __init__(self, place="first"):
+        self.place = place
+
+    @classmethod
+    def with_argument(cls, argument):
+        return cls(argument)
+
 class Old(Toy):
     api_version = "0"
 
@@ -389,6 +397,16 @@ def test_a_profiler_in_a_plain_file_is_used_like_any_other(folder: Path, name: s
     assert reading["energy_j"].reason == "not asked for"
 
 
+@pytest.mark.parametrize("module", ["toy_device", "toy_device.py", "./toy_device.py"])
+@pytest.mark.parametrize(
+    ("argument", "place"), [("", "first"), (":second", "second"), (":me@host:22", "me@host:22")]
+)
+def test_an_argument_may_follow_a_name(
+    folder: Path, module: str, argument: str, place: str
+) -> None:
+    assert vars(find(f"{module}:Many{argument}"))["place"] == place
+
+
 def test_a_profiler_without_a_counter_says_so(folder: Path) -> None:
     reading = measure(
         find("toy_device:Toy"), FakeModel(1), (), energy=True, host=Host(locks=folder)
@@ -407,6 +425,8 @@ def test_a_profiler_without_a_counter_says_so(folder: Path) -> None:
             r"cannot be imported: .*'a_module_that_nobody_has'; correct that file",
         ),
         ("toy_device:Nobody", r"toy_device defines no 'Nobody'"),
+        ("toy_device:Toy:2", r"'toy_device:Toy' takes no argument '2'; write --device toy_device:"),
+        ("cpu:2", r"device 'cpu' takes no argument '2'; write --device cpu"),
         ("toy_device:Old", r"speaks API version '0', this gpsearch '1'"),
         ("toy_device:Half", r"of toy_device lacks load, run, close\(\)"),
         ("toy_device:Broken", r"does not start: OSError: no such device"),
