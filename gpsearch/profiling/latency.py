@@ -63,16 +63,28 @@ class Timing:
         third = max(1, len(calls) // 3)
         return quantile(calls[-third:]) / quantile(calls[:third]) - 1
 
-    def faults(self) -> list[str]:
-        """Return what makes this reading unstable; empty where it can be trusted."""
+    def faults(self, reference_s: float | None = None) -> list[str]:
+        """Return what makes this reading unstable; empty where it can be trusted.
+
+        Args:
+            reference_s: What the reference took at other times, which these are compared with.
+        """
+        strayed = self._strayed(reference_s)
         n, wide = len(self.candidate), self.half_width > self.precision
         checks = {
             "the warm-up did not settle": not self.settled,
             f"only {n} of {ENOUGH} calls fitted into {self.max_seconds:g} s": n < ENOUGH,
             f"interval of ±{self.half_width:.1%}, {self.precision:.1%} wanted": wide,
             f"speed drifted by {self.drift:+.0%} within the reading": abs(self.drift) > DRIFT,
+            f"the reference took {strayed:+.0%} against other readings": abs(strayed) > DRIFT,
         }
         return [fault for fault, is_there in checks.items() if is_there]
+
+    def _strayed(self, reference_s: float | None) -> float:
+        """Return the change of the reference against other readings."""
+        if not self.reference or not reference_s:
+            return 0.0
+        return quantile([call for pair in self.reference for call in pair]) / reference_s - 1
 
 
 def timed(device: DeviceProfiler, handles: Sequence[Any], schedule: Sequence[int]) -> list[float]:

@@ -116,9 +116,7 @@ def _imported(load: Any, name: str, source: str, mend: str) -> Any:
         ) from error
 
 
-def _made(
-    factory: Any, name: str, argument: str | None, source: str, mend: str
-) -> DeviceProfiler:
+def _made(factory: Any, name: str, argument: str | None, source: str, mend: str) -> DeviceProfiler:
     spoken = getattr(factory, "api_version", None)
     if spoken != API_VERSION:
         said = f"speaks API version {spoken!r}, this gpsearch {API_VERSION!r}"
