@@ -3,12 +3,12 @@
     python -m benchmarks.latency_stability --out results/benchmarks/latency-stability.csv
     python -m benchmarks.latency_stability --table
 
-Two fixed models, nn.LSTM(64, 128) and nn.LSTM(64, 96), one utterance of 50 steps, one thread; before
-every reading 0, 1, 2 or 3 busy loops are started, at random. `pair` measures the one against the
-other, `same` the first against itself. A row is appended after every reading.
+Two fixed models, nn.LSTM(64, 128) and nn.LSTM(64, 96), one utterance of 50 steps, one thread;
+before every reading 0, 1, 2 or 3 busy loops are started, at random. `pair` measures the one against
+the other, `same` the first against itself. A row is appended after every reading.
 
-What is wanted: coefficient of variation of `pair` <= 1 % over 30 readings; `same` within 1 +- 2 % in
-99 of 100.
+What is wanted: coefficient of variation of `pair` <= 1 % over 30 readings; `same` within 1 +- 2 %
+in 99 of 100.
 """
 
 from __future__ import annotations
