@@ -41,7 +41,7 @@ def test_known_joules_are_read_within_a_hundredth(
     assert reading["power_idle_w"].value == pytest.approx(10, rel=0.01)
     assert reading["power_avg_w"].value == pytest.approx(JOULES / seconds, rel=0.01)
     assert reading["energy_period_s"].value == pytest.approx(tick_s, abs=0.0011)
-    assert reading.flags == [] or "calls fitted" in reading.flags[0]
+    assert reading.flags == [] or "turns fitted" in reading.flags[0]
 
 
 def test_net_energy_is_what_is_above_idle(tmp_path: Path) -> None:

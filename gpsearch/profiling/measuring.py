@@ -22,7 +22,7 @@ from gpsearch.profiling.host import Host
 from gpsearch.profiling.intervals import quantile
 from gpsearch.profiling.quantity import Quantity
 
-PROTOCOL = "aba-2"
+PROTOCOL = "abab-1"
 """The protocol is part of the number: readings of different protocols are not compared."""
 AA_GATE = 0.02
 """How far from 1 the ratio of a model to itself may lie."""
@@ -160,7 +160,7 @@ class _Stage:
         timing, disturbances = self._attempt(precision, max_seconds)
         faults = timing.faults(reference_s) + disturbances
         # A reading that ran out of time would only do so again.
-        if not faults or len(timing.candidate) < latency.ENOUGH:
+        if not faults or len(timing.turns) < latency.ENOUGH:
             return timing, faults
         self.host.sleep(self.host.recovery_s)
         again, disturbances = self._attempt(precision, max_seconds)
