@@ -41,7 +41,7 @@ def test_wrong_flags_are_named(rows, message):
 
 def test_estimated_energy_is_an_objective_of_another_kind(tmp_path):
     flags = {"objectives": "error,energy,latency"}
-    measured, estimated = (Settings.of({**flags, "estimate_energy": w}) for w in (0.0, 15))
+    measured, estimated = (Settings.of({**flags, "estimate_energy": w}) for w in (0.0, 15.0))
 
     assert [goal.kind for goal in measured.goals] == ["measured"] * 3
     assert [goal.kind for goal in estimated.goals] == ["measured", "estimated", "measured"]

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -75,8 +75,9 @@ class Host:
     """Linux's process file system: pressure stall information, and stat."""
     cpus: Path = Path("/sys/devices/system/cpu")
     """Where the processors count how often they were throttled."""
-    locks: Path = Path(tempfile.gettempdir())
-    """One folder for all processes that share the devices."""
+    locks: Path = field(default_factory=lambda: Path(_shared_folder()))
+    """One folder for all processes that share the devices: the environment's GPSEARCH_LOCKS, which
+    containers of one machine can mount; else the system's for temporary files."""
     recovery_s: float = 3.0
     """How long a disturbed reading waits before it is taken again."""
     patience_s: float = 600.0
@@ -149,6 +150,10 @@ class Host:
         files = self.cpus.glob("cpu[0-9]*/thermal_throttle/*_throttle_count")
         counts = [_text(path).strip() for path in files]
         return sum(int(count) for count in counts if count.isdigit()) if counts else None
+
+
+def _shared_folder() -> str:
+    return os.environ.get("GPSEARCH_LOCKS") or tempfile.gettempdir()
 
 
 # fcntl is imported late since Windows has none; the rest of the engine runs there.
