@@ -81,8 +81,7 @@ def _seconds(before: Handle, handle: Handle) -> float:
 
     A preempted call measures the scheduler. Worse, on a busy machine preemption keeps in step with
     the calls: two equal models came out 1.4 apart, in an interval of 1 %. Each new attempt finds
-    the caches as the call before left them, as every call does: without, equal models were 6 %
-    apart where ten processes shared two processors.
+    the caches as the call before left them, as every call does.
     """
     for attempt in range(_ATTEMPTS):
         preempted = resource.getrusage(_WHO).ru_nivcsw

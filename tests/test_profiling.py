@@ -187,7 +187,7 @@ def test_a_drifting_device_is_flagged_after_a_second_attempt(tmp_path: Path) -> 
 
 
 def test_a_passing_disturbance_costs_a_second_attempt_only(tmp_path: Path) -> None:
-    disturbed = FakeDevice(slowdown=lambda call: 2.0 if 440 < call < 580 else 1.0)
+    disturbed = FakeDevice(slowdown=lambda call: 2.0 if 520 < call < 720 else 1.0)
     reading = read(disturbed, tmp_path)
     assert reading.stable
     assert reading.flags == ["measured twice, since the first reading was unstable"]
