@@ -66,6 +66,12 @@ def run(
     epochs: Annotated[
         int | None, typer.Option(help="Epochs of every training, if not the space's.")
     ] = None,
+    estimate_energy: Annotated[
+        float | None,
+        typer.Option(
+            metavar="WATTS", help="Do not measure energy: estimate it as WATTS x latency."
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads that train; 1 if not given, fastest at this size.")
     ] = None,
@@ -78,7 +84,7 @@ def run(
         "task": task, "space": space, "device": device, "budget": budget,
         "objectives": objectives, "constraint": tuple(constraint or ()) or None, "data": data,
         "timeout": timeout, "seed": seed, "sampler": sampler, "epochs": epochs,
-        "threads": threads,
+        "threads": threads, "estimate_energy": estimate_energy,
     }  # fmt: skip
     rows, folder = Settings.read(config) if config else ({}, None)
     rows |= {name: value for name, value in flags.items() if value is not None}
@@ -181,6 +187,7 @@ def train(
     from gpsearch.compact import compact
     from gpsearch.deploy import save_model
     from gpsearch.kernels.memory import keep_freed_memory
+    from gpsearch.profiling import Host
     from gpsearch.progress import epoch_line
     from gpsearch.train import grow_and_prune
 
@@ -192,15 +199,17 @@ def train(
     keep_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    model = grow_and_prune(
-        learned.build(chosen.architecture),
-        learned,
-        chosen.schedule,
-        chosen.training,
-        folder=folder,
-        seed=seed,
-        listener=lambda epoch: typer.echo(epoch_line(epoch, chosen.training.epochs)),
-    )
+    with Host().sharing() as pause:
+        model = grow_and_prune(
+            learned.build(chosen.architecture),
+            learned,
+            chosen.schedule,
+            chosen.training,
+            folder=folder,
+            seed=seed,
+            listener=lambda epoch: typer.echo(epoch_line(epoch, chosen.training.epochs)),
+            pause=pause,
+        )
     deployed = compact(model)
     save_model(deployed, folder / "model.pt")
     (folder / "checkpoint.pt").unlink()
@@ -228,6 +237,14 @@ def profile(
     space: Annotated[
         str, typer.Option(help="Sweep around this space's defaults, if not around a candidate.")
     ] = "hlstm",
+    estimate_energy: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-9,
+            metavar="WATTS",
+            help="Do not measure energy: estimate it as WATTS x latency.",
+        ),
+    ] = None,
 ) -> None:
     """Measure a model: latency, energy, FLOPs, weights. With --sweep: latency by width."""
     from gpsearch import profiling, tasks
@@ -241,7 +258,9 @@ def profile(
     learned = tasks.find(task, data)
     is_candidate = model.suffix == ".toml"
     network = untrained(model, learned) if is_candidate else load_model(model / "model.pt")
-    reading = read_costs(profiling.find(device), network, learned, energy=energy)
+    reading = read_costs(
+        profiling.find(device), network, learned, energy=energy, estimate_w=estimate_energy
+    )
     typer.echo(reading_lines(reading), nl=False)
 
 

@@ -31,7 +31,9 @@ def read_costs(
     *,
     reference: nn.Module | None = None,
     reference_name: str = "reference",
+    reference_s: float | None = None,
     energy: bool = False,
+    estimate_w: float | None = None,
     max_seconds: float = 20.0,
 ) -> Reading:
     """Measure a model on the task's example, and count its FLOPs and weights."""
@@ -42,7 +44,9 @@ def read_costs(
         example,
         reference=reference,
         reference_name=reference_name,
+        reference_s=reference_s,
         energy=energy,
+        estimate_w=estimate_w,
         max_seconds=max_seconds,
     )
     counts = flops.count(model, example)
@@ -52,6 +56,8 @@ def read_costs(
 def columns(reading: Reading) -> Row:
     """Return a reading as columns of ``trials.csv``; what is unavailable is None."""
     row: Row = {name: quantity.value for name, quantity in reading.quantities.items()}
+    if reading["energy_j"].available:
+        row["energy_kind"] = reading["energy_j"].kind
     row["latency_lo_s"], row["latency_hi_s"] = reading["latency_s"].ci95 or (None, None)
     return row
 
@@ -145,7 +151,9 @@ def _final(folder: Path, number: int, device: str = "") -> dict[str, Any]:
         task,
         reference=reference_model(space, task),
         reference_name=reference_name(space),
+        reference_s=study.reference_s(),
         energy="energy_j" in settings.columns,
+        estimate_w=settings.estimate_w,
     )
     if device:
         return reading.to_dict()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,11 @@ class Objective:
     unit: str
     scale: float
     kind: str
+
+    @property
+    def title(self) -> str:
+        """The name, and with it what a reader must not take for measured."""
+        return f"estimated {self.name}" if self.kind == "estimated" else self.name
 
 
 OBJECTIVES = {
@@ -97,6 +102,13 @@ def objectives(names: str) -> tuple[Objective, ...]:
     if "error" not in chosen or len(chosen) < 2:
         raise UserError(f"--objectives: {names!r} should be error and at least one cost")
     return tuple(OBJECTIVES[name] for name in chosen)
+
+
+def estimated(goal: Objective) -> Objective:
+    """Return the objective as it is where energy is estimated, and not measured."""
+    if goal.name != "energy":
+        return goal
+    return replace(goal, label=f"estimated {goal.label}", kind="estimated")
 
 
 def constraint(text: str) -> Constraint:

@@ -69,7 +69,7 @@ class Progress:
         self.trials_here += 1
         shown = [f"{self.what}  {row['state']}"]
         shown += [
-            f"{goal.name} {row[goal.column] * goal.scale:.4g} {goal.unit}"
+            f"{goal.title} {row[goal.column] * goal.scale:.4g} {goal.unit}"
             for goal in self.study.settings.goals
             if row.get(goal.column) is not None
         ]
@@ -140,7 +140,9 @@ def quantity_text(quantity: Quantity) -> str:
     text = f"{_number(quantity.value)} {'' if quantity.unit == '1' else quantity.unit}".rstrip()
     if quantity.ci95 is not None:
         text += f"  (95 %: {quantity.ci95[0]:.4g} to {quantity.ci95[1]:.4g})"
-    return f"{text}  {quantity.kind}" + (f", {quantity.method}" if quantity.method else "")
+    origin = [quantity.kind, quantity.method]
+    origin += [quantity.reason or ""] if quantity.kind == "estimated" else []
+    return f"{text}  {', '.join(filter(None, origin))}"
 
 
 def devices_text() -> str:

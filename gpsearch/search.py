@@ -34,7 +34,7 @@ from gpsearch.files import write_text
 from gpsearch.growprune import sketch
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.objectives import front
-from gpsearch.profiling import Reading
+from gpsearch.profiling import Host, Reading
 from gpsearch.sampling import Proposal, SpaceExhausted, propose
 from gpsearch.study import Row, Study
 from gpsearch.train import Epoch, grow_and_prune
@@ -139,16 +139,18 @@ class Search:
         model = self.task.build(candidate.architecture)
         if not baseline:
             self._refuse_hopeless(model, candidate)
-        trained = grow_and_prune(
-            model,
-            self.task,
-            candidate.schedule,
-            candidate.training,
-            folder=self.study.trial_folder(number),
-            seed=self.settings.seed,
-            device=self.facts.torch_device,
-            listener=lambda epoch: self._epoch_ended(number, epoch, candidate.training.epochs),
-        )
+        with Host().sharing() as pause:  # while another study measures here
+            trained = grow_and_prune(
+                model,
+                self.task,
+                candidate.schedule,
+                candidate.training,
+                folder=self.study.trial_folder(number),
+                seed=self.settings.seed,
+                device=self.facts.torch_device,
+                listener=lambda epoch: self._epoch_ended(number, epoch, candidate.training.epochs),
+                pause=pause,
+            )
         deployed = compact(trained.cpu())
         save_model(deployed, self.study.trial_folder(number) / "model.pt")
         reading = read_costs(
@@ -157,7 +159,9 @@ class Search:
             self.task,
             reference=self.reference,
             reference_name=reference_name(self.space),
+            reference_s=self.study.reference_s(),
             energy="energy_j" in self.settings.columns,
+            estimate_w=self.settings.estimate_w,
         )
         return self.task.evaluate(deployed), reading
 
@@ -231,7 +235,8 @@ class Search:
         if not limits:
             return
         likeness = compact(sketch(copy.deepcopy(model), candidate.schedule, self.task.prunable))
-        glance = read_costs(self.device, likeness, self.task, max_seconds=1.0)
+        glance = read_costs(self.device, likeness, self.task, max_seconds=1.0,
+                            estimate_w=self.settings.estimate_w)  # fmt: skip
         costs = {c: v for c, v in columns(glance).items() if v is not None}
         if not glance.stable:
             costs.pop("latency_s")  # a disturbed second must not decide over a candidate
@@ -289,7 +294,7 @@ class Search:
     def _check_device(self) -> None:
         for column in sorted({"latency_s", *self.settings.columns}):
             reason = self.facts.unavailable.get(column)
-            if reason:
+            if reason and not (column == "energy_j" and self.settings.estimate_w):
                 raise UserError(f"device {self.facts.name!r} cannot measure {column}: {reason}")
 
     def _give_up_if_hopeless(self) -> None:

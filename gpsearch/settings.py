@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from gpsearch.candidate import record
 from gpsearch.errors import UserError
 from gpsearch.files import read_toml
-from gpsearch.objectives import Constraint, Objective, constraint, objectives
+from gpsearch.objectives import Constraint, Objective, constraint, estimated, objectives
 
 SAMPLERS = ("tpe", "nsga2", "random")
 
@@ -48,6 +49,9 @@ class Settings:
     """How candidates are proposed: "tpe", "nsga2" or "random"."""
     epochs: int = 0
     """Epochs of every training; 0 leaves them to the space."""
+    estimate_energy: float = 0.0
+    """Power of the device at work, in W: energy is then not measured but estimated as this times
+    the latency, and marked so. 0, the default, estimates nothing."""
     threads: int = 1
     """Threads that train. Networks of this size train fastest on one: two on a busy machine of two
     cores took six times as long. Latency is always measured on one."""
@@ -60,13 +64,21 @@ class Settings:
         for name, least in (("budget", 1), ("seed", 0), ("epochs", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)} should be {least} or more")
+        if not 0 <= self.estimate_energy < math.inf:
+            raise ValueError(f"estimate_energy = {self.estimate_energy} should be a power in W")
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler = {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
 
     @property
     def goals(self) -> tuple[Objective, ...]:
         """The objectives, parsed."""
-        return objectives(self.objectives)
+        goals = objectives(self.objectives)
+        return tuple(map(estimated, goals)) if self.estimate_w else goals
+
+    @property
+    def estimate_w(self) -> float | None:
+        """The power by which energy is estimated; None if it is measured."""
+        return float(self.estimate_energy) or None
 
     @property
     def limits(self) -> tuple[Constraint, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
+import statistics
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,6 +134,11 @@ class Study:
     def rows(self) -> list[Row]:
         """Return the finished trials' rows, as in ``trials.csv``."""
         return [trial.user_attrs["row"] for trial in self.finished()]
+
+    def reference_s(self) -> float | None:
+        """Return what the reference model usually took in this study's readings, in s."""
+        taken = [row["latency_reference_s"] for row in self.rows() if "latency_reference_s" in row]
+        return statistics.median(taken) if taken else None
 
     def finals(self) -> dict[int, Row]:
         """Return what was measured of the front's members at the end, by trial."""

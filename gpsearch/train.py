@@ -57,6 +57,7 @@ def grow_and_prune(
     seed: int = 0,
     device: str = "cpu",
     listener: Listener | None = None,
+    pause: Callable[[], object] = lambda: None,
 ) -> nn.Module:
     """Train ``model`` by a schedule and return it with the best weights of its final density.
 
@@ -73,12 +74,13 @@ def grow_and_prune(
         seed: Of the data order, the augmentation, the seed network and dropout.
         device: Where to train, such as "cpu" or "cuda".
         listener: Called after every epoch.
+        pause: Called before every batch; may wait, as while somebody measures on this machine.
 
     Raises:
         TrainingFailed: The loss is NaN or explodes, or memory runs out.
         UserError: ``folder`` holds the checkpoint of another training.
     """
-    run = _Run(model.to(device), task, schedule, training, seed)
+    run = _Run(model.to(device), task, schedule, training, seed, pause)
     if folder is not None and (folder / "checkpoint.pt").exists():
         run.load(folder / "checkpoint.pt")
         write_text(folder / "history.csv", history_csv(run.history))
@@ -99,8 +101,15 @@ class _Run:
     """What a training has reached: all that a checkpoint holds."""
 
     def __init__(
-        self, model: nn.Module, task: Task, schedule: Schedule, training: Training, seed: int
+        self,
+        model: nn.Module,
+        task: Task,
+        schedule: Schedule,
+        training: Training,
+        seed: int,
+        pause: Callable[[], object],
     ) -> None:
+        self.pause = pause
         self.model, self.task, self.training, self.seed = model, task, training, seed
         self.optimizer = _optimizer(model, training)
         self.masks = GrowPrune(
@@ -142,6 +151,7 @@ class _Run:
     def _step(self, batch: Any, rate: float, step: int) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self.pause()
         self.optimizer.zero_grad()
         try:
             loss = self.task.loss(self.model, batch)
@@ -169,10 +179,12 @@ class _Run:
         """One pass of losses with frozen weights, for growth."""
         self.model.train()
         for batch in self.task.batches(self.training, self.epoch, self.seed):
+            self.pause()
             yield self.task.loss(self.model, batch)
 
     def finish_epoch(self, phase: str, event: str, loss: float, seconds: float) -> None:
         """Take the development error, remember the best network, and write the history's row."""
+        self.pause()
         self.error = self.task.evaluate(self.model)[self.task.metric]
         self._remember_best()
         self.epoch += 1

@@ -11,6 +11,7 @@ import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from gpsearch.profiling import API_VERSION, DeviceFacts
+from gpsearch.profiling.rapl import Sources
 
 Handle = tuple[nn.Module, tuple[Tensor, ...]]
 
 _ATTEMPTS = 8
 _WHO = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
-_POWERCAP = Path("/sys/class/powercap")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -32,19 +33,20 @@ class CpuProfiler:
 
     api_version = API_VERSION
 
-    def __init__(self, threads: int = 1, powercap: Path = _POWERCAP) -> None:
+    def __init__(self, threads: int = 1, sources: Sources | None = None) -> None:
         self.threads = threads
-        self._rapl = Rapl(powercap)
+        self._meter = (sources or Sources()).meter()
 
     def probe(self) -> DeviceFacts:
         """Name the processor and all that its speed depends on."""
-        why_not = self._rapl.why_not()
-        return DeviceFacts(
-            name="cpu",
-            fingerprint=_fingerprint(self.threads),
-            unavailable={"energy_j": why_not} if why_not else {},
-            energy_method=f"rapl:{'+'.join(self._rapl.names)}",
+        facts = DeviceFacts("cpu", _fingerprint(self.threads))
+        if isinstance(self._meter, str):
+            return replace(facts, unavailable={"energy_j": self._meter})
+        return replace(
+            facts,
+            energy_method=self._meter.method,
             energy_scope="socket",
+            energy_wrap_j=self._meter.wrap_j,
         )
 
     def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> Handle:
@@ -54,11 +56,15 @@ class CpuProfiler:
     def run(self, handles: Sequence[Handle], schedule: Sequence[int]) -> list[float]:
         """Time one call after the other."""
         with _threads(self.threads), torch.inference_mode():
-            return [_seconds(*handles[index]) for index in schedule]
+            before = (schedule[-1], *schedule)  # as if the schedule went round and round
+            pairs = zip(before, schedule, strict=False)
+            return [_seconds(handles[earlier], handles[index]) for earlier, index in pairs]
 
     def read_energy(self) -> tuple[float, float]:
         """Return (clock in s, cumulative J) of all sockets together."""
-        return time.perf_counter(), self._rapl.joules()
+        if isinstance(self._meter, str):
+            raise RuntimeError(self._meter)
+        return time.perf_counter(), self._meter.joules()
 
     def peak_memory(self, handle: Handle) -> int:
         """Return bytes of the weights and of all that torch held beside them at the peak."""
@@ -70,67 +76,19 @@ class CpuProfiler:
         """Nothing is held."""
 
 
-class Rapl:
-    """Intel's and AMD's energy counters: one a socket, in uJ, root's alone, and wrapping around.
-
-    Args:
-        root: The powercap tree.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        zones = sorted(root.glob("intel-rapl:*"))
-        # Sub-domains (core, dram) are parts of a package; psys counts it once more.
-        self._zones = [zone for zone in zones if _text(zone / "name").startswith("package")]
-        self.names = [_text(zone / "name") for zone in self._zones]
-        self._last: dict[Path, int] = {}
-        self._wraps: dict[Path, int] = {}
-
-    def why_not(self) -> str | None:
-        """Return why there is no energy to be had, with the remedy; None if there is."""
-        if not self._zones:
-            return (
-                f"no RAPL counter under {self.root} (a virtual machine, a container or an older "
-                "processor): measure on the bare machine, or mount that folder into the container"
-            )
-        try:
-            self.joules()
-        except (OSError, ValueError) as error:
-            return _remedy(self.root, error)
-        return None
-
-    def joules(self) -> float:
-        """Return cumulative J since the first read, wraps undone; to be read before two of them."""
-        return sum(self._microjoules(zone) for zone in self._zones) / 1e6
-
-    def _microjoules(self, zone: Path) -> int:
-        now = int((zone / "energy_uj").read_text())
-        span = int((zone / "max_energy_range_uj").read_text())
-        self._wraps[zone] = self._wraps.get(zone, 0) + (now < self._last.get(zone, 0))
-        self._last[zone] = now
-        return self._wraps[zone] * span + now
-
-
-def _remedy(root: Path, error: OSError | ValueError) -> str:
-    if isinstance(error, PermissionError):
-        return (
-            "RAPL is readable by root only: run "
-            f"`sudo chmod a+r {root}/intel-rapl:*/energy_uj`, which lasts until the next boot "
-            "(a udev rule makes it last)"
-        )
-    return f"RAPL cannot be read ({error}): see to the files under {root}"
-
-
-def _seconds(model: nn.Module, example: tuple[Tensor, ...]) -> float:
+def _seconds(before: Handle, handle: Handle) -> float:
     """Time one call; while another process takes the processor during it, time it again.
 
     A preempted call measures the scheduler. Worse, on a busy machine preemption keeps in step with
-    the calls: two equal models came out 1.4 apart, in an interval of 1 %.
+    the calls: two equal models came out 1.4 apart, in an interval of 1 %. Each new attempt finds
+    the caches as the call before left them, as every call does.
     """
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         preempted = resource.getrusage(_WHO).ru_nivcsw
+        if attempt:
+            before[0](*before[1])
         start = time.perf_counter()
-        model(*example)
+        handle[0](*handle[1])
         seconds = time.perf_counter() - start
         if resource.getrusage(_WHO).ru_nivcsw == preempted:
             break

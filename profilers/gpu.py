@@ -1,77 +1,130 @@
-"""The first visible CUDA device: latency with synchronisation, energy by NVML, peak memory.
+"""CUDA devices: latency by events, energy by NVML's counter, peak memory.
 
-Needs `pip install gpsearch[gpu]` for the energy counter, which NVIDIA has from Volta on.
+Needs `pip install gpsearch[gpu]` for energy, which NVIDIA counts from Volta on. ``--device gpu`` is
+the first visible device, ``gpu:1`` the second, ``gpu:GPU-5a3f...`` the one of this UUID. Clocks,
+power limits and modes stay as they are.
+
+The logic of `Nvml` is tested with a stand-in of NVIDIA's library that replays a board's counter;
+what needs CUDA itself (`GpuProfiler.load`, `run`, `peak_memory`) has tests marked `gpu` and has not
+run on a GPU yet, since none was at hand.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+import os
 import platform
+import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gpsearch.errors import UserError
 from gpsearch.profiling import API_VERSION, DeviceFacts
 
 Handle = tuple[nn.Module, tuple[Tensor, ...]]
 
+_MEASURABLE = ("latency_s", "energy_j", "peak_memory_bytes")
+_SLOWED = {
+    0x08: "the hardware slows it down",
+    0x20: "it is too hot, and the driver slows it down",
+    0x40: "it is too hot, and the hardware slows it down",
+    0x80: "the power supply slows it down",
+}
+"""NVML's reasons for lower clocks (nvmlClocksEventReason...) that no board has all the time."""
+
 
 class GpuProfiler:
-    """Runs models eagerly on one CUDA device."""
+    """Runs models eagerly on one CUDA device.
+
+    Args:
+        which: Number among the visible devices, or UUID ("GPU-..."); "" is the first.
+        library: The module `pynvml`; None imports it when it is needed.
+    """
 
     api_version = API_VERSION
 
-    def __init__(self) -> None:
+    def __init__(self, which: str = "", library: Any = None) -> None:
+        self.which = which
+        self._library = library
         self._nvml: Nvml | None = None
+
+    @classmethod
+    def with_argument(cls, argument: str) -> GpuProfiler:
+        """Return the profiler of one of several devices.
+
+        Raises:
+            UserError: The argument is neither a number nor a UUID.
+        """
+        if not re.fullmatch(r"\d+|GPU-[0-9A-Fa-f-]+", argument):
+            raise UserError(
+                f"--device gpu:{argument}: {argument!r} is neither a number such as 1 nor a UUID "
+                "such as GPU-5a3f... (`nvidia-smi -L` lists them)"
+            )
+        return cls(argument)
 
     def probe(self) -> DeviceFacts:
         """Name the device and its software, and say what is missing."""
-        if not torch.cuda.is_available():
-            reason = "torch sees no CUDA device: see to the driver, and to torch built for CUDA"
-            lacking = dict.fromkeys(("latency_s", "energy_j", "peak_memory_bytes"), reason)
-            return DeviceFacts("gpu", {"torch": torch.__version__}, "cuda", lacking)
-        why_not = self._why_no_energy()
-        return DeviceFacts(
-            name="gpu",
-            fingerprint=_fingerprint(),
-            torch_device="cuda",
-            unavailable={"energy_j": why_not} if why_not else {},
-            latency_method="perf_counter, synchronised",
+        name = f"gpu:{self.which}" if self.which else "gpu"
+        index, reason = _index(self.which)
+        if index is None:
+            lacking = dict.fromkeys(_MEASURABLE, reason)
+            return DeviceFacts(name, {"torch": torch.__version__}, "cuda", lacking)
+        facts = DeviceFacts(
+            name,
+            _fingerprint(index),
+            f"cuda:{index}",
+            # As with the CPU's caches, and as in use: what the other model left is there.
+            latency_method="cuda events, synchronised, L2 not flushed",
             energy_method="nvml.total_energy",
             energy_scope="board",
         )
+        try:
+            self.read_energy()
+            return replace(facts, power_limit_w=self._board().power_limit_w())
+        except (ImportError, RuntimeError) as error:
+            return replace(facts, unavailable={"energy_j": str(error)})
 
     def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> Handle:
         """Copy the model and its arguments to the device, in evaluation mode."""
-        copied = copy.deepcopy(model).to("cuda").eval()
-        return copied, tuple(one.detach().to("cuda") for one in example)
+        device = self._device()
+        copied = copy.deepcopy(model).to(device).eval()
+        return copied, tuple(one.detach().to(device) for one in example)
 
     def run(self, handles: Sequence[Handle], schedule: Sequence[int]) -> list[float]:
         """Time one call after the other, each until its output is there."""
-        with torch.inference_mode():
+        with torch.cuda.device(self._device()), torch.inference_mode():
             return [_seconds(*handles[index]) for index in schedule]
 
     def read_energy(self) -> tuple[float, float]:
         """Return (clock in s, cumulative J) of the board."""
-        torch.cuda.synchronize()
-        self._nvml = self._nvml or _open_nvml()
-        return time.perf_counter(), self._nvml.joules()
+        torch.cuda.synchronize(self._device())
+        return time.perf_counter(), self._board().joules()
+
+    def disturbances(self) -> list[str]:
+        """Return who else computes on the board, and why it is slower than it could be."""
+        try:
+            return self._board().disturbances(ours=_on_cuda())
+        except (ImportError, RuntimeError):
+            return []  # without NVML nothing is known, and `probe` has said so
 
     def peak_memory(self, handle: Handle) -> int:
         """Return bytes of the weights and of all that torch held beside them at the peak."""
         model, example = handle
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        device = self._device()
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         with torch.inference_mode():
             model(*example)
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
         stored = itertools.chain(model.parameters(), model.buffers(), example)
-        return sum(one.nbytes for one in stored) + torch.cuda.max_memory_allocated() - before
+        return sum(one.nbytes for one in stored) + torch.cuda.max_memory_allocated(device) - before
 
     def close(self) -> None:
         """Let go of NVML."""
@@ -79,23 +132,28 @@ class GpuProfiler:
             self._nvml.close()
         self._nvml = None
 
-    def _why_no_energy(self) -> str | None:
-        try:
-            self.read_energy()
-        except (ImportError, RuntimeError) as error:
-            return str(error)
-        return None
+    def _device(self) -> torch.device:
+        index, reason = _index(self.which)
+        if index is None:
+            raise RuntimeError(reason)
+        return torch.device("cuda", index)
+
+    def _board(self) -> Nvml:
+        if self._nvml is None:
+            uuid = str(torch.cuda.get_device_properties(self._device()).uuid)
+            self._nvml = Nvml(self._library or _pynvml(), f"GPU-{uuid}")
+        return self._nvml
 
 
 class Nvml:
-    """The cumulative energy counter of one board.
+    """What NVIDIA's management library says of one board.
 
     Args:
         library: The module `pynvml`.
         uuid: Of the board; an index would not survive CUDA_VISIBLE_DEVICES.
 
     Raises:
-        RuntimeError: The counter cannot be used; the message says why.
+        RuntimeError: The energy counter cannot be used; the message says why.
     """
 
     def __init__(self, library: Any, uuid: str) -> None:
@@ -105,7 +163,7 @@ class Nvml:
             self._board = library.nvmlDeviceGetHandleByUUID(uuid)
         except library.NVMLError as error:
             raise RuntimeError(f"NVML does not answer for {uuid}: {error}") from error
-        if self._is_sliced():
+        if self._ask("nvmlDeviceGetMigMode", [0, 0])[0] == library.NVML_DEVICE_MIG_ENABLE:
             raise RuntimeError("the board is split by MIG, and no slice has its own counter")
 
     def joules(self) -> float:
@@ -113,39 +171,97 @@ class Nvml:
         try:
             return float(self._library.nvmlDeviceGetTotalEnergyConsumption(self._board)) / 1e3
         except self._library.NVMLError as error:
-            raise RuntimeError(f"NVML gives no total energy on this board: {error}") from error
+            raise RuntimeError(
+                f"NVML gives no total energy on this board: {error} (data centre and desktop "
+                "boards have it from Volta on, Jetson has not)"
+            ) from error
+
+    def power_limit_w(self) -> float | None:
+        """Return the power that the board keeps below, where it tells."""
+        milliwatts = self._ask("nvmlDeviceGetEnforcedPowerLimit", 0)
+        return milliwatts / 1e3 if milliwatts else None
+
+    def disturbances(self, *, ours: bool) -> list[str]:
+        """Return who else computes on the board, and why it is slower than it could be.
+
+        Args:
+            ours: Whether this process computes there too.
+        """
+        return self._others(ours) + self._slowed()
 
     def close(self) -> None:
         """Let go of the library."""
         self._library.nvmlShutdown()
 
-    def _is_sliced(self) -> bool:
+    def _others(self, ours: bool) -> list[str]:
+        pids = {one.pid for one in self._ask("nvmlDeviceGetComputeRunningProcesses", [])}
+        # In a container this process may be listed under another number, or none is listed.
+        others = len(pids) - ours
+        if others <= 0:
+            return []
+        named = ", ".join(map(str, sorted(pids - {os.getpid()})[:4]))
+        return [f"{others} other process(es) on the board (of {named})"]
+
+    def _slowed(self) -> list[str]:
+        reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons", 0)
+        return [why for bit, why in _SLOWED.items() if reasons & bit]
+
+    def _ask(self, question: str, otherwise: Any) -> Any:
+        """Return the answer on this board, or ``otherwise`` where it has none."""
         try:
-            current, _ = self._library.nvmlDeviceGetMigMode(self._board)
-        except self._library.NVMLError:  # boards without MIG do not support the question
-            return False
-        return bool(current == self._library.NVML_DEVICE_MIG_ENABLE)
+            return getattr(self._library, question)(self._board)
+        except self._library.NVMLError:
+            return otherwise
 
 
-def _open_nvml() -> Nvml:
+def _index(which: str) -> tuple[int | None, str]:
+    """Return the number of a visible device; or None, and why there is none."""
+    if not torch.cuda.is_available():
+        return None, "torch sees no CUDA device: see to the driver, and to torch built for CUDA"
+    count = torch.cuda.device_count()
+    if which.startswith("GPU-"):
+        uuids = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(count)]
+        found = [i for i, uuid in enumerate(uuids) if uuid.lower() == which.lower()]
+        return (found[0], "") if found else (None, f"no {which} among {', '.join(uuids)}")
+    index = int(which or 0)
+    if index >= count:
+        return None, f"no device {index}: torch sees {count}, numbered from 0"
+    return index, ""
+
+
+def _on_cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _pynvml() -> Any:
     try:
         import pynvml
     except ImportError as error:
         raise ImportError("NVML's bindings are missing: pip install gpsearch[gpu]") from error
-    return Nvml(pynvml, f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+    return pynvml
 
 
 def _seconds(model: nn.Module, example: tuple[Tensor, ...]) -> float:
-    # The host's clock, not CUDA events: starting kernels is part of what a user waits for.
+    """Time one call on an idle device, the gaps between its kernels included.
+
+    The device notes the time when it is told that a call begins, and after its last kernel; in
+    between it waits for the host, as it does in use.
+    """
+    start, end = _event(), _event()
     torch.cuda.synchronize()
-    start_s = time.perf_counter()
+    start.record()
     model(*example)
+    end.record()
     torch.cuda.synchronize()
-    return time.perf_counter() - start_s
+    return float(start.elapsed_time(end)) / 1e3
 
 
-def _fingerprint() -> dict[str, str]:
-    board = torch.cuda.get_device_properties(0)
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def _fingerprint(index: int) -> dict[str, str]:
+    board = torch.cuda.get_device_properties(index)
     return {
         "processor": board.name,
         "uuid": str(board.uuid),

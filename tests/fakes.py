@@ -68,7 +68,9 @@ class FakeDevice:
         self._pass(seconds, self.idle_w * seconds)
 
     def host(self, locks: Path) -> Host:
-        return Host(lambda: self.clock_s, self.sleep, pressure=locks / "absent", locks=locks)
+        """Return a machine of this clock, whose load is not known."""
+        absent = locks / "absent"
+        return Host(lambda: self.clock_s, self.sleep, absent, absent, locks)
 
     def _call(self, model: FakeModel) -> float:
         seconds = model.seconds * self.slowdown(self.calls)

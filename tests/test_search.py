@@ -5,16 +5,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from gpsearch import report
 from gpsearch.errors import UserError
+from gpsearch.profiling import Host, Quantity, measure
 from gpsearch.search import Search, StudyFailed, TimeUp
 from gpsearch.settings import Settings
 from gpsearch.study import Study
-from tests.toy import ToyTask
+from tests.toy import ToyDevice, ToyTask
 
 ROOT = Path(__file__).parents[1]
 TOY = {
@@ -147,6 +152,59 @@ def test_energy_without_a_counter_is_refused_at_the_start(tmp_path):
     study = a_study(tmp_path / "toy", objectives="error,energy")
     with pytest.raises(UserError, match="cannot measure energy_j: no counter here"):
         Search(study, Silent())
+
+
+def test_energy_without_a_counter_is_estimated_on_request_and_marked(tmp_path):
+    study = a_study(tmp_path / "toy", objectives="error,energy", budget=1, estimate_energy=15.0)
+    (row,) = run(study).rows
+    assert row["energy_j"] == pytest.approx(15 * row["latency_s"])
+    assert row["energy_kind"] == "estimated"
+
+    report.write(report.Results.of(study))
+    assert ",estimated" in (study.folder / "trials.csv").read_text()
+    assert "estimated" in (study.folder / "pareto.csv").read_text()
+    table = report.front_text(report.Results.of(study), "table")
+    assert "estimated energy" in table
+    assert "unavailable" not in table
+
+
+def test_measured_energy_shares_no_front_with_estimates(tmp_path):
+    study = a_study(tmp_path / "toy", objectives="error,energy", budget=1, estimate_energy=15.0)
+    reading = measure(ToyDevice(), nn.Linear(3, 2), (torch.zeros(3),))
+    joules = Quantity(1.0, "J", "measured", None, 5)
+    measured = replace(reading, quantities={**reading.quantities, "energy_j": joules})
+    with pytest.raises(ValueError, match="no estimated energy"):
+        Search(study, Silent())._complete(0, {"err": 0.1}, measured)
+
+
+def test_the_reference_is_compared_with_what_it_took_before(tmp_path):
+    study = a_study(tmp_path / "toy", device="tests.test_search:Tiring", budget=3)
+    rows = run(study).rows
+    assert "against other readings" not in rows[0]["flags"]
+    assert "the reference took +50% against other readings" in rows[2]["flags"]
+
+
+class Tiring(ToyDevice):
+    """A device that is slower from the third model on."""
+
+    loaded = 0
+
+    def load(self, model, example):
+        self.loaded += 1
+        return super().load(model, example) * (1.5 if self.loaded > 4 else 1)
+
+
+def test_trainings_wait_while_another_study_measures(tmp_path):
+    study = a_study(tmp_path / "toy", budget=1)
+    trains = command(study.folder, "resume")
+    with Host().alone_on():
+        process = subprocess.Popen(trains, cwd=ROOT, stdout=subprocess.DEVNULL)
+        while not (study.trial_folder(0) / "proposal.json").exists():
+            time.sleep(0.05)
+        time.sleep(1)
+        assert not (study.trial_folder(0) / "history.csv").exists()
+    assert process.wait(60) == 0
+    assert (study.trial_folder(0) / "history.csv").exists()
 
 
 def test_a_constraint_on_energy_needs_the_counter_too(tmp_path):

@@ -29,12 +29,24 @@ def test_times(text, seconds):
         ({"sampler": "magic"}, "'magic' is not one of tpe"),
         ({"objectives": "error"}, "at least one cost"),
         ({"constraint": ("x<=1",)}, "'x' is none of"),
+        ({"estimate_energy": -1.0}, "--estimate_energy = -1.0 should be a power in W"),
+        ({"estimate_energy": float("nan")}, "--estimate_energy = nan should be a power in W"),
         ({"seed": -1}, "--seed = -1 should be 0 or more"),
     ],
 )
 def test_wrong_flags_are_named(rows, message):
     with pytest.raises(UserError, match=message):
         Settings.of(rows)
+
+
+def test_estimated_energy_is_an_objective_of_another_kind(tmp_path):
+    flags = {"objectives": "error,energy,latency"}
+    measured, estimated = (Settings.of({**flags, "estimate_energy": w}) for w in (0.0, 15.0))
+
+    assert [goal.kind for goal in measured.goals] == ["measured"] * 3
+    assert [goal.kind for goal in estimated.goals] == ["measured", "estimated", "measured"]
+    assert estimated.goals[1].title == "estimated energy"
+    assert (measured.estimate_w, estimated.estimate_w) == (None, 15.0)
 
 
 @pytest.mark.parametrize(

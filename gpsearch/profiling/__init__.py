@@ -10,7 +10,8 @@ A profiler imports this module and nothing else of the engine.
     intervals   medians, quantiles and their 95 % intervals
     latency     the order of the calls, and when to stop
     energy      windows on a cumulative counter
-    host        the measuring machine: its load, and the lock on a device
+    rapl        the counters of Intel's and AMD's processors, for profilers to share
+    host        the measuring machine: its load, and who may use it when
     measuring   `measure`: one model on one device, as one `Reading`
 """
 
@@ -20,13 +21,15 @@ from gpsearch.profiling.device import (
     DeviceProfiler,
     EnergyMeter,
     MemoryMeter,
+    Watched,
 )
 from gpsearch.profiling.host import Host
-from gpsearch.profiling.measuring import Reading, check, measure
+from gpsearch.profiling.measuring import AA_GATE, Reading, check, measure
 from gpsearch.profiling.plugins import devices, find, installed
 from gpsearch.profiling.quantity import Quantity
 
 __all__ = [
+    "AA_GATE",
     "API_VERSION",
     "DeviceFacts",
     "DeviceProfiler",
@@ -35,6 +38,7 @@ __all__ = [
     "MemoryMeter",
     "Quantity",
     "Reading",
+    "Watched",
     "check",
     "devices",
     "find",

@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from gpsearch.profiling.host import HERE
+
 API_VERSION = "1"
 """The version of `DeviceProfiler` that this engine speaks."""
 
@@ -21,7 +23,7 @@ class DeviceFacts:
     """What a device is, what can be measured on it, and why the rest cannot."""
 
     name: str
-    """Such as "cpu"; two measurements on devices of one name never overlap."""
+    """Such as "cpu"."""
     fingerprint: Mapping[str, str]
     """All that a latency depends on: processor, threads, clocks, versions."""
     torch_device: str = "cpu"
@@ -34,11 +36,24 @@ class DeviceFacts:
     """The counter behind `EnergyMeter.read_energy`."""
     energy_scope: str = ""
     """What that counter covers: "device", "socket", "board"."""
+    energy_wrap_j: float | None = None
+    """Where that counter starts again from 0, undone by `EnergyMeter.read_energy`; None if never.
+    An unseen second wrap would go unnoticed, so windows end well before."""
+    power_limit_w: float | None = None
+    """More than this the device cannot draw; a counter that says so is wrong."""
+    machine: str = HERE
+    """Whose quiet a measurement needs: "here" is the machine that gpsearch runs on, whose trainings
+    pause meanwhile; another name is another machine. On one machine one model is measured at a
+    time."""
 
 
 @runtime_checkable
 class DeviceProfiler(Protocol):
-    """A device's primitives; the protocol of measurement is the engine's."""
+    """A device's primitives; the protocol of measurement is the engine's.
+
+    A class that takes an argument after its name, as in ``--device gpu:1``, has a class method
+    ``with_argument(argument: str)`` besides, which returns a profiler or raises `UserError`.
+    """
 
     api_version: str
     """A class attribute: `API_VERSION` as it was when the profiler was written."""
@@ -65,7 +80,18 @@ class EnergyMeter(Protocol):
     """What a `DeviceProfiler` has besides, where there is an energy counter."""
 
     def read_energy(self) -> tuple[float, float]:
-        """Return (clock in s, cumulative J), both never falling; RuntimeError where it fails."""
+        """Return (clock in s, cumulative J), both never falling; RuntimeError where it fails.
+
+        Work that was started and is not finished is waited for first.
+        """
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """What a `DeviceProfiler` has besides, where it can see what disturbs the device."""
+
+    def disturbances(self) -> Sequence[str]:
+        """Return what disturbs the device now: other processes on it, throttling; else nothing."""
 
 
 @runtime_checkable

@@ -2,14 +2,23 @@
 
 A counter moves in steps (RAPL about every 1 ms, NVML about every 100 ms). So its period is
 measured first, windows span many periods, and both edges of a window lie right after a step, with
-the device at work throughout; in between the counter is left alone.
+the device at work throughout; in between the counter is left alone, since some lose energy when
+they are read too often. Windows begin after random delays: several boards look at their power for
+a quarter of each period only.
+
+Whatever cannot be right is refused, with its reason: a counter that falls, stands still, says
+more than the board can draw or may have wrapped around unseen; windows that disagree; a device
+that others use too. Never 0, never a guess.
+
+Source: facts on NVML from Yang et al., "Accurate and convenient energy measurements for GPUs"
+(SC'24, arXiv 2312.02741); aligning to steps from Haehnel et al. (2012).
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,12 +30,17 @@ WINDOWS = 5
 PERIODS_A_WINDOW = 50
 SHORTEST_WINDOW_S = 1.0
 LONGEST_WINDOW_S = 30.0
-"""Well under half the time in which the fastest known counter wraps around (about 4 minutes)."""
 FROZEN_S = 2.0
 """A counter that stands still for so long is broken."""
 IDLE_DRIFT = 0.20
 SPREAD = 0.05
+"""Half of the windows' 95 % interval, as a fraction, above which they say nothing."""
+OVER_LIMIT = 1.10
+"""Boards overshoot their power limit a little, and counters are right to about 5 %."""
+MOST_W = 1000.0
+"""More than any counter's socket draws: how soon a counter can wrap around."""
 _POLL_S = 0.001
+_POLLS_A_PERIOD = 50
 
 ReadEnergy = Callable[[], tuple[float, float]]
 
@@ -53,87 +67,205 @@ class Window:
     joules: float
     steps: int
 
+    @property
+    def watts(self) -> float:
+        """Mean power."""
+        return self.joules / self.seconds
+
+
+@dataclass(frozen=True)
+class Windows:
+    """All that one measurement saw."""
+
+    period_s: float
+    before: Window
+    busy: Sequence[Window]
+    after: Window
+
+    @property
+    def idle_w(self) -> float:
+        """Mean power without work, from before and after it."""
+        return (self.before.watts + self.after.watts) / 2
+
+    @property
+    def gross_j(self) -> list[float]:
+        """Joules per inference, of each window: all that the counter's scope drew."""
+        return [window.joules / window.steps for window in self.busy]
+
+    @property
+    def net_j(self) -> list[float]:
+        """Joules per inference above what the device would have drawn without work."""
+        return [(one.joules - self.idle_w * one.seconds) / one.steps for one in self.busy]
+
+    @property
+    def spread(self) -> float:
+        """Half of the 95 % interval of the gross energy, as a fraction."""
+        mean, (low, high) = mean_of_five(self.gross_j)
+        return (high - low) / 2 / mean
+
 
 def measure_energy(
-    read: ReadEnergy, inference: Work, facts: DeviceFacts, sleep: Callable[[float], None], seed: int
+    read: ReadEnergy,
+    inference: Work,
+    facts: DeviceFacts,
+    sleep: Callable[[float], None],
+    seed: int,
+    disturbances: Callable[[], Sequence[str]] = lambda: (),
 ) -> tuple[dict[str, Quantity], list[str]]:
-    """Return energy per inference and idle power, and what casts doubt on them.
+    """Return energy per inference, gross and net, and power; and what casts doubt on them.
 
-    The energy is gross: all that the counter's scope drew while inferences ran back to back.
+    ``energy_j`` is gross: all that the counter's scope drew while inferences ran back to back.
 
     Args:
         read: The counter: (clock in s, cumulative J).
         inference: Runs inferences.
-        facts: Names the counter and its scope.
+        facts: Names the counter, its scope and its limits.
         sleep: Leaves the device idle for so many seconds.
         seed: Of the short random delays that keep windows out of step with periodic noise.
+        disturbances: Says who else uses the device at this moment, or what slows it down.
     """
+    rng = random.Random(seed)
     try:
-        idle_w, joules = _windows(read, inference, sleep, random.Random(seed))
-    except (OSError, RuntimeError) as error:
+        windows = _trusted(read, inference, facts, sleep, rng, disturbances)
+    except (OSError, RuntimeError, ValueError) as error:
         reason = f"{facts.energy_method or 'energy counter'}: {error}"
-        return {"energy_j": Quantity.unavailable("J", reason)}, []
-    value, ci95 = mean_of_five(joules)
+        return unavailable(reason), []
+    return _quantities(windows, facts), _doubts(windows)
+
+
+def unavailable(reason: str) -> dict[str, Quantity]:
+    """Return the energies that could not be had, and why."""
+    return {name: Quantity.unavailable("J", reason) for name in ("energy_j", "energy_net_j")}
+
+
+def _quantities(windows: Windows, facts: DeviceFacts) -> dict[str, Quantity]:
     method, scope = facts.energy_method, facts.energy_scope
-    idle = sum(idle_w) / 2
+
+    def measured(unit: str, value: float, ci95: tuple[float, float] | None, n: int) -> Quantity:
+        return Quantity(value, unit, "measured", ci95, n, method, scope)
+
+    net, interval = mean_of_five(windows.net_j)
+    idle = f"it drew {windows.idle_w:.3g} W idle, and no more at work"
     return {
-        "energy_j": Quantity(value, "J", "measured", ci95, len(joules), method, scope),
-        "power_idle_w": Quantity(idle, "W", "measured", None, 2, method, scope),
-    }, _doubts(idle_w, value, ci95)
+        "energy_j": measured("J", *mean_of_five(windows.gross_j), WINDOWS),
+        "energy_net_j": (
+            measured("J", net, interval, WINDOWS) if net > 0 else Quantity.unavailable("J", idle)
+        ),
+        "power_avg_w": measured("W", *mean_of_five([one.watts for one in windows.busy]), WINDOWS),
+        "power_idle_w": measured("W", windows.idle_w, None, 2),
+        "energy_period_s": measured("s", windows.period_s, None, 5),
+    }
+
+
+def _trusted(
+    read: ReadEnergy,
+    inference: Work,
+    facts: DeviceFacts,
+    sleep: Callable[[float], None],
+    rng: random.Random,
+    disturbances: Callable[[], Sequence[str]],
+) -> Windows:
+    """Return windows that agree, at the second attempt if not at the first.
+
+    Raises:
+        CounterError: The counter is broken, or the device is disturbed both times.
+    """
+    fault: str | None = None
+    for _ in range(2):
+        others = list(disturbances())
+        windows = _windows(read, inference, facts, sleep, rng)
+        others += [one for one in disturbances() if one not in others]
+        fault = "; ".join(others)
+        if windows.spread > SPREAD:
+            wide = f"±{windows.spread:.1%}, at most ±{SPREAD:.0%} is accepted"
+            fault = "; ".join([*others, f"{WINDOWS} windows disagree by {wide}"])
+        if not fault:
+            return windows
+    raise CounterError(f"{fault} (tried twice); measure again when the device is free")
 
 
 def _windows(
-    read: ReadEnergy, inference: Work, sleep: Callable[[float], None], rng: random.Random
-) -> tuple[tuple[float, float], list[float]]:
-    """Return idle power before and after, in W, and joules per inference of each window."""
+    read: ReadEnergy,
+    inference: Work,
+    facts: DeviceFacts,
+    sleep: Callable[[float], None],
+    rng: random.Random,
+) -> Windows:
+    """Measure idle, at work and idle again."""
     idle = Work(lambda steps: sleep(steps * _POLL_S), _POLL_S)
     period_s = counter_period_s(read, idle)
     window_s = min(LONGEST_WINDOW_S, max(SHORTEST_WINDOW_S, PERIODS_A_WINDOW * period_s))
-    before = window(read, idle, window_s)
-    window(read, inference, window_s)  # brings the device to its steady power
-    joules = []
+    poll_s = max(_POLL_S, period_s / _POLLS_A_PERIOD)
+    before = window(read, idle, window_s, poll_s)
+    window(read, inference, window_s, poll_s)  # brings the device to its steady power
+    busy = []
     for _ in range(WINDOWS):
         sleep(rng.uniform(0, period_s))
-        busy = window(read, inference, window_s)
-        joules.append(busy.joules / busy.steps)
+        busy.append(_plausible(window(read, inference, window_s, poll_s), facts))
     sleep(window_s)  # cools down
-    after = window(read, idle, window_s)
-    return (before.joules / before.seconds, after.joules / after.seconds), joules
+    return Windows(period_s, before, busy, window(read, idle, window_s, poll_s))
 
 
 def counter_period_s(read: ReadEnergy, idle: Work) -> float:
     """Return the median time between two steps of the counter."""
-    steps_at = [_at_step(read, idle)[0] for _ in range(6)]
+    steps_at = [_at_step(read, idle, _POLL_S)[0] for _ in range(6)]
     return quantile([b - a for a, b in pairwise(steps_at)])
 
 
-def window(read: ReadEnergy, work: Work, seconds: float) -> Window:
-    """Do ``work`` for about ``seconds`` between two steps of the counter."""
-    start_s, start_j, _ = _at_step(read, work)
+def window(read: ReadEnergy, work: Work, seconds: float, poll_s: float) -> Window:
+    """Do ``work`` for about ``seconds`` between two steps of the counter.
+
+    Raises:
+        CounterError: The counter did not rise, or its clock did not.
+    """
+    start_s, start_j, _ = _at_step(read, work, poll_s)
     steps = math.ceil(seconds / work.step_s)
     work.do(steps)
-    end_s, end_j, more = _at_step(read, work)
+    end_s, end_j, more = _at_step(read, work, poll_s)
+    if end_j <= start_j:
+        raise CounterError(f"the counter fell from {start_j:.6g} J to {end_j:.6g} J")
+    if end_s <= start_s:
+        raise CounterError(f"the counter's clock went from {start_s:.6g} s to {end_s:.6g} s")
     return Window(end_s - start_s, end_j - start_j, steps + more)
 
 
-def _at_step(read: ReadEnergy, work: Work) -> tuple[float, float, int]:
+def _at_step(read: ReadEnergy, work: Work, poll_s: float) -> tuple[float, float, int]:
     """Work until the counter steps; return (clock in s, cumulative J, times the work was done)."""
-    _, before = read()
-    for steps in range(1, max(2, math.ceil(FROZEN_S / work.step_s)) + 1):
-        work.do(1)
-        clock_s, joules = read()
+    chunk = max(1, round(poll_s / work.step_s))
+    most = max(2, math.ceil(FROZEN_S / (chunk * work.step_s)))
+    _, before = _finite(read())
+    for polls in range(1, most + 1):
+        work.do(chunk)
+        clock_s, joules = _finite(read())
         if joules < before:
-            raise CounterError(f"the counter fell from {before} J to {joules} J")
+            raise CounterError(f"the counter fell from {before:.6g} J to {joules:.6g} J")
         if joules > before:
-            return clock_s, joules, steps
+            return clock_s, joules, polls * chunk
     raise CounterError(f"the counter stood still for {FROZEN_S:g} s")
 
 
-def _doubts(idle_w: tuple[float, float], value: float, ci95: tuple[float, float]) -> list[str]:
-    half_width, drift = (ci95[1] - ci95[0]) / 2 / value, idle_w[1] / idle_w[0] - 1
-    doubts = []
+def _finite(reading: tuple[float, float]) -> tuple[float, float]:
+    clock_s, joules = reading
+    if not math.isfinite(clock_s) or not math.isfinite(joules):
+        raise CounterError(f"the counter reads {joules} J at {clock_s} s")
+    return clock_s, joules
+
+
+def _plausible(seen: Window, facts: DeviceFacts) -> Window:
+    """Return the window, or refuse it: more power than there can be, or time for a hidden wrap."""
+    limit_w, wrap_j = facts.power_limit_w, facts.energy_wrap_j
+    if limit_w is not None and seen.watts > OVER_LIMIT * limit_w:
+        raise CounterError(f"{seen.watts:.0f} W is above the device's limit of {limit_w:.0f} W")
+    if wrap_j is not None and seen.seconds > wrap_j / 2 / MOST_W:
+        raise CounterError(
+            f"a window of {seen.seconds:.3g} s is too long for a counter that starts again at "
+            f"{wrap_j:.4g} J: it may have done so unseen"
+        )
+    return seen
+
+
+def _doubts(windows: Windows) -> list[str]:
+    drift = windows.after.watts / windows.before.watts - 1
     if abs(drift) > IDLE_DRIFT:
-        doubts.append(f"idle power changed by {drift:+.0%} over the energy reading")
-    if half_width > SPREAD:
-        doubts.append(f"energy spread of ±{half_width:.1%} over {WINDOWS} windows")
-    return doubts
+        return [f"idle power changed by {drift:+.0%} over the energy reading"]
+    return []

@@ -1,4 +1,11 @@
-"""The machine that measures: its clock, its load, and the lock that keeps measurements apart."""
+"""The machine that measures: its clock, its load, and who may use it when.
+
+Measuring needs the machine for itself; trainings may share it. Each machine has two lock files.
+Whoever trains holds the `room` together with the others and leaves it for a moment between two
+batches; whoever measures wants it alone. Since trainings overlap, the room alone would hardly ever
+be free: so whoever measures first closes the `door`, through which every training passes when it
+comes back. All locks go with their process: a killed one leaves nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +15,53 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+HERE = "here"
+"""The machine that gpsearch runs on, as in `DeviceFacts.machine`."""
+STALLED = 0.5
+"""Share of a reading in which tasks waited for a processor, above which it is disturbed."""
+STOLEN = 0.1
+"""Share of processor time that went to other guests of the machine above, likewise."""
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much others have taken of the machine, since it started; None where it does not tell."""
+
+    clock_s: float
+    stalled_s: float | None
+    """For how long some task has waited for a processor."""
+    ticks: tuple[int, int] | None
+    """What the machine above kept for its other guests (steal), and all processor time."""
+    throttled: int | None
+    """How often a processor was slowed down, for heat or power."""
+
+    def since(self, before: Load) -> list[str]:
+        """Return what was wrong between then and now; empty if nothing is known to be."""
+        stalled, stolen = self._stalled(before), self._stolen(before)
+        faults = {
+            f"tasks waited for a processor {stalled:.0%} of the time: a busy machine": (
+                stalled > STALLED
+            ),
+            f"the machine above took {stolen:.0%} of the processors": stolen > STOLEN,
+            "a processor was throttled": (self.throttled or 0) > (before.throttled or 0),
+        }
+        return [fault for fault, is_there in faults.items() if is_there]
+
+    def _stalled(self, before: Load) -> float:
+        seconds = self.clock_s - before.clock_s
+        if self.stalled_s is None or before.stalled_s is None or seconds <= 0:
+            return 0.0
+        return (self.stalled_s - before.stalled_s) / seconds
+
+    def _stolen(self, before: Load) -> float:
+        if self.ticks is None or before.ticks is None or self.ticks[1] <= before.ticks[1]:
+            return 0.0
+        return (self.ticks[0] - before.ticks[0]) / (self.ticks[1] - before.ticks[1])
 
 
 @dataclass(frozen=True)
@@ -19,36 +71,122 @@ class Host:
     clock: Callable[[], float] = time.monotonic
     """Seconds; only differences count."""
     sleep: Callable[[float], None] = time.sleep
-    pressure: Path = Path("/proc/pressure/cpu")
-    """Linux's pressure stall information."""
-    locks: Path = Path(tempfile.gettempdir())
-    """One folder for all processes that share the devices."""
+    proc: Path = Path("/proc")
+    """Linux's process file system: pressure stall information, and stat."""
+    cpus: Path = Path("/sys/devices/system/cpu")
+    """Where the processors count how often they were throttled."""
+    locks: Path = field(default_factory=lambda: Path(_shared_folder()))
+    """One folder for all processes that share the devices: the environment's GPSEARCH_LOCKS, which
+    containers of one machine can mount; else the system's for temporary files."""
+    recovery_s: float = 3.0
+    """How long a disturbed reading waits before it is taken again."""
+    patience_s: float = 600.0
+    """How long a measurement waits for trainings to pause; one that is stopped never would."""
 
-    def stalled_s(self) -> float | None:
-        """Return for how long tasks have waited for a processor since boot; None if unknown."""
+    def load(self) -> Load:
+        """Return how busy the machine has been until now."""
+        return Load(self.clock(), self._stalled_s(), self._ticks(), self._throttled())
+
+    @contextmanager
+    def alone_on(self, machine: str = HERE) -> Iterator[list[str]]:
+        """Wait until nobody else measures on a machine and trainings pause; keep them out.
+
+        Yields:
+            What casts doubt on measuring now: a training that did not pause in time.
+        """
+        with self._open(machine, "door") as door, self._open(machine, "room") as room:
+            _wait_for(door, "alone")
+            yield [] if self._empty(room) else ["a training that is stopped or stuck did not pause"]
+
+    @contextmanager
+    def sharing(self, machine: str = HERE) -> Iterator[Callable[[], None]]:
+        """Use a machine beside others, as to train, but never while somebody measures there.
+
+        Yields:
+            A function to call now and then, which waits while somebody measures.
+        """
+        with self._open(machine, "door") as door, self._open(machine, "room") as room:
+
+            def pause() -> None:
+                _let_go(room)
+                _wait_for(door, "shared")
+                _wait_for(room, "shared")
+                _let_go(door)
+
+            pause()
+            yield pause
+
+    def _empty(self, room: int) -> bool:
+        """Wait until the room is empty, and take it; False if that takes too long."""
+        deadline_s = self.clock() + self.patience_s
+        while not _free(room):
+            if self.clock() > deadline_s:
+                return False
+            self.sleep(_POLL_S)
+        return True
+
+    @contextmanager
+    def _open(self, machine: str, part: str) -> Iterator[int]:
+        name = re.sub(r"[^\w.-]", "_", machine)
+        file = _open_shared(self.locks / f"gpsearch-{name}-{part}.lock")
         try:
-            text = self.pressure.read_text()
-        except OSError:
-            return None
+            yield file
+        finally:
+            _let_go(file)  # by name: a child process may still have the file open
+            os.close(file)
+
+    def _stalled_s(self) -> float | None:
+        text = _text(self.proc / "pressure" / "cpu")
         found = re.search(r"^some .*\btotal=(\d+)", text, re.MULTILINE)
         return int(found[1]) / 1e6 if found else None
 
-    @contextmanager
-    def alone_on(self, device: str) -> Iterator[None]:
-        """Wait until no other process measures on the device of this name, and keep them out.
+    def _ticks(self) -> tuple[int, int] | None:
+        found = re.match(r"cpu +((?:\d+ ?)+)", _text(self.proc / "stat"))
+        # user nice system idle iowait irq softirq steal guest guest_nice; a guest's are in user's
+        ticks = [int(word) for word in found[1].split()][:8] if found else []
+        return (ticks[7], sum(ticks)) if len(ticks) == 8 else None
 
-        The lock goes with the process: a killed one leaves nothing behind.
-        """
-        # Imported here since Windows has none; the rest of the engine runs there.
-        import fcntl
+    def _throttled(self) -> int | None:
+        files = self.cpus.glob("cpu[0-9]*/thermal_throttle/*_throttle_count")
+        counts = [_text(path).strip() for path in files]
+        return sum(int(count) for count in counts if count.isdigit()) if counts else None
 
-        name = re.sub(r"[^\w.-]", "_", device)
-        file = _open_shared(self.locks / f"gpsearch-{name}.lock")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(file)
+
+def _shared_folder() -> str:
+    return os.environ.get("GPSEARCH_LOCKS") or tempfile.gettempdir()
+
+
+# fcntl is imported late since Windows has none; the rest of the engine runs there.
+
+
+def _wait_for(file: int, how: Literal["alone", "shared"]) -> None:
+    import fcntl
+
+    fcntl.flock(file, fcntl.LOCK_EX if how == "alone" else fcntl.LOCK_SH)
+
+
+def _let_go(file: int) -> None:
+    import fcntl
+
+    fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _free(file: int) -> bool:
+    """Take a lock alone if nobody has it."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _open_shared(path: Path) -> int:

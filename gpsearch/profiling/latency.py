@@ -6,7 +6,9 @@ the two reference calls right beside it hardly does, which is why nothing is tim
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +18,15 @@ from gpsearch.profiling.device import DeviceFacts, DeviceProfiler
 from gpsearch.profiling.intervals import quantile, quantile_interval
 from gpsearch.profiling.quantity import Quantity
 
-TURN = (1, 0, 1, 0)
-"""Reference, candidate, reference; and the candidate once more, untimed, so that every call finds
-the caches as the other model left them (without it equal models of 3 MB came out 1.1 apart)."""
+TURNS = ((0, 1, 0, 1, 0), (1, 0, 1, 0, 1))
+"""Candidate (0) and reference (1) alternate, so that every call finds the caches as the other model
+left them (else equal models of 3 MB came out 1.1 apart). The first call of a turn does not count.
+Which turn comes next is left to chance: whatever place in a turn is better or worse off, both
+models are there equally often, and turns of about a time slice do not keep in step with the
+scheduler. (With a fixed order equal models came out 1.5 % apart, in 24 readings beside ten busy
+processes.)"""
 ENOUGH = 64
-"""Triplets of every reading that has the time; then 128, 256 and so on while it is not sharp."""
+"""Turns of every reading that has the time; then 128, 256 and so on while it is not sharp."""
 MOST = 4096
 FEWEST = 6
 """Fewer have no 95 % interval of the median."""
@@ -36,18 +42,26 @@ _WARM_UP_BLOCKS = 20
 class Timing:
     """The calls of one reading, in seconds."""
 
-    candidate: list[float]
-    reference: list[tuple[float, float]]
-    """The calls right before and after each of the candidate's; empty without a reference."""
+    turns: list[tuple[list[float], list[float]]]
+    """The candidate's calls of each turn, and the reference's; none of these if it is alone."""
     precision: float
     max_seconds: float
     settled: bool
 
     @property
+    def candidate(self) -> list[float]:
+        """The candidate's calls."""
+        return [call for calls, _ in self.turns for call in calls]
+
+    @property
+    def reference(self) -> list[float]:
+        """The reference's calls; none without a reference."""
+        return [call for _, calls in self.turns for call in calls]
+
+    @property
     def ratios(self) -> list[float]:
-        """Each call of the candidate over the mean of the two beside it."""
-        pairs = zip(self.candidate, self.reference, strict=True) if self.reference else []
-        return [2 * call / (before + after) for call, (before, after) in pairs]
+        """The candidate's calls of each turn over the reference's beside them."""
+        return [sum(calls) / sum(beside) for calls, beside in self.turns if beside]
 
     @property
     def half_width(self) -> float:
@@ -59,20 +73,32 @@ class Timing:
     @property
     def drift(self) -> float:
         """Change of the reference (or the candidate, alone) from the first third to the last."""
-        calls = [sum(pair) / 2 for pair in self.reference] or self.candidate
+        calls = self.reference or self.candidate
         third = max(1, len(calls) // 3)
         return quantile(calls[-third:]) / quantile(calls[:third]) - 1
 
-    def faults(self) -> list[str]:
-        """Return what makes this reading unstable; empty where it can be trusted."""
-        n, wide = len(self.candidate), self.half_width > self.precision
+    def faults(self, reference_s: float | None = None) -> list[str]:
+        """Return what makes this reading unstable; empty where it can be trusted.
+
+        Args:
+            reference_s: What the reference took at other times, which these are compared with.
+        """
+        strayed = self._strayed(reference_s)
+        n, wide = len(self.turns), self.half_width > self.precision
         checks = {
             "the warm-up did not settle": not self.settled,
-            f"only {n} of {ENOUGH} calls fitted into {self.max_seconds:g} s": n < ENOUGH,
+            f"only {n} of {ENOUGH} turns fitted into {self.max_seconds:g} s": n < ENOUGH,
             f"interval of ±{self.half_width:.1%}, {self.precision:.1%} wanted": wide,
             f"speed drifted by {self.drift:+.0%} within the reading": abs(self.drift) > DRIFT,
+            f"the reference took {strayed:+.0%} against other readings": abs(strayed) > DRIFT,
         }
         return [fault for fault, is_there in checks.items() if is_there]
+
+    def _strayed(self, reference_s: float | None) -> float:
+        """Return the change of the reference against other readings."""
+        if not self.reference or not reference_s:
+            return 0.0
+        return quantile(self.reference) / reference_s - 1
 
 
 def timed(device: DeviceProfiler, handles: Sequence[Any], schedule: Sequence[int]) -> list[float]:
@@ -101,16 +127,20 @@ def time_calls(
         precision: Wanted half-width of the 95 % interval, as a fraction.
         max_seconds: Time on the device, the warm-up (at most a quarter more) aside.
     """
-    turn = TURN if len(handles) == 2 else (0,)
-    turn_s, settled = _warm_up(device, handles, turn, max_seconds / 4)
-    calls: list[float] = []
-    spent_s, enough = 0.0, ENOUGH
+    kinds = TURNS if len(handles) == 2 else ((0,),)
+    turn_s, settled = _warm_up(device, handles, kinds[0], max_seconds / 4)
+    timing = Timing([], precision, max_seconds, settled)
+    spent_s, enough, rng = 0.0, ENOUGH, random.Random(0)
     while True:
         fitting = int((max_seconds - spent_s) / turn_s)
-        seconds = timed(device, handles, turn * min(_CHUNK, max(1, fitting)))
-        calls, spent_s = calls + seconds, spent_s + sum(seconds)
-        timing = _timing(calls, len(turn), precision, max_seconds, settled)
-        n = len(timing.candidate)
+        turns = [rng.choice(kinds) for _ in range(min(_CHUNK, max(1, fitting)))]
+        seconds = timed(device, handles, list(itertools.chain(*turns)))
+        spent_s += sum(seconds)
+        calls = iter(seconds)
+        timing.turns.extend(
+            _counted(turn, list(itertools.islice(calls, len(turn)))) for turn in turns
+        )
+        n = len(timing.turns)
         sharp = timing.half_width <= precision and spent_s >= SHORTEST_S
         if n >= enough and (sharp or n >= MOST):
             return timing
@@ -127,10 +157,9 @@ def quantities(timing: Timing, facts: DeviceFacts) -> dict[str, Quantity]:
         "latency_p90_s": (timing.candidate, 0.9),
     }
     if timing.reference:
-        reference = [call for pair in timing.reference for call in pair]
         summarised |= {
             "latency_ratio": (timing.ratios, 0.5),
-            "latency_reference_s": (reference, 0.5),
+            "latency_reference_s": (timing.reference, 0.5),
         }
     found = {
         name: Quantity(
@@ -169,10 +198,9 @@ def _warm_up(
     return turn_s, False
 
 
-def _timing(
-    calls: list[float], calls_a_turn: int, precision: float, max_seconds: float, settled: bool
-) -> Timing:
-    if calls_a_turn == 1:
-        return Timing(calls, [], precision, max_seconds, settled)
-    pairs = list(zip(calls[0::4], calls[2::4], strict=True))
-    return Timing(calls[1::4], pairs, precision, max_seconds, settled)
+def _counted(turn: tuple[int, ...], seconds: list[float]) -> tuple[list[float], list[float]]:
+    """Return the calls of a turn that count: the candidate's and the reference's."""
+    if len(turn) == 1:
+        return seconds, []
+    second, third = seconds[1::2], seconds[2::2]
+    return (second, third) if turn[1] == 0 else (third, second)

@@ -10,16 +10,20 @@ from torch import Tensor, nn
 
 from gpsearch.errors import UserError
 from gpsearch.profiling import latency
-from gpsearch.profiling.device import DeviceFacts, DeviceProfiler, EnergyMeter, MemoryMeter
-from gpsearch.profiling.energy import Work, measure_energy
+from gpsearch.profiling.device import (
+    DeviceFacts,
+    DeviceProfiler,
+    EnergyMeter,
+    MemoryMeter,
+    Watched,
+)
+from gpsearch.profiling.energy import Work, measure_energy, unavailable
 from gpsearch.profiling.host import Host
 from gpsearch.profiling.intervals import quantile
 from gpsearch.profiling.quantity import Quantity
 
-PROTOCOL = "aba-2"
+PROTOCOL = "abab-1"
 """The protocol is part of the number: readings of different protocols are not compared."""
-STALLED = 0.5
-"""Share of a reading in which tasks waited for a processor, above which it is flagged."""
 AA_GATE = 0.02
 """How far from 1 the ratio of a model to itself may lie."""
 
@@ -29,8 +33,9 @@ class Reading:
     """What was measured of one model on one device; reading.json holds it beside the metrics."""
 
     quantities: Mapping[str, Quantity]
-    """latency_s, latency_p90_s, latency_ratio, energy_j, peak_memory_bytes; where there are
-    a reference and a counter, latency_reference_s and power_idle_w as well."""
+    """latency_s, latency_p90_s, latency_ratio, energy_j, peak_memory_bytes; where there is a
+    reference, latency_reference_s; where there is a counter, energy_net_j, power_avg_w,
+    power_idle_w and energy_period_s."""
     stable: bool
     """Whether the latency can be trusted; if not, ``flags`` says why."""
     flags: list[str] = field(default_factory=list)
@@ -62,7 +67,9 @@ def measure(
     *,
     reference: nn.Module | None = None,
     reference_name: str = "reference",
+    reference_s: float | None = None,
     energy: bool = False,
+    estimate_w: float | None = None,
     precision: float = 0.01,
     max_seconds: float = 20.0,
     seed: int = 0,
@@ -76,7 +83,11 @@ def measure(
         example: The arguments of one inference.
         reference: Interleaved call by call; without it there is no latency_ratio.
         reference_name: What the results call it.
+        reference_s: How long it took before, as at other moments of a search. Where it takes
+            over 10 % more or less now, this reading's latency does not compare with those.
         energy: Also measure joules per inference, where the device has a counter.
+        estimate_w: Estimate them instead, as this power (W) times the latency; such a value is
+            of kind "estimated" and shares no front with measured ones.
         precision: Wanted half-width of the ratio's 95 % interval (the latency's, without a
             reference), as a fraction.
         max_seconds: Limit of each attempt at the latency, in time on the device.
@@ -87,20 +98,22 @@ def measure(
         UserError: The device cannot run models, or its profiler breaks the contract.
     """
     facts, host = _usable(device), host or Host()
-    with host.alone_on(facts.name):
+    with host.alone_on(facts.machine) as alone:
         models = [model] if reference is None else [model, reference]
         handles = [device.load(one, example) for one in models]
-        timing, flags = _timing(device, handles, precision, max_seconds, host)
-        quantities = latency.quantities(timing, facts)
-        joules, doubts = _no_energy("not asked for"), list[str]()
-        if energy:
-            call_s = quantile(timing.candidate)
-            joules, doubts = _energy(device, handles[0], call_s, facts, host, seed)
+        stage = _Stage(device, handles, facts, host, seed)
+        timing, flags = stage.timing(precision, max_seconds, reference_s)
+        if estimate_w is not None:
+            joules, doubts = _estimated(estimate_w, quantile(timing.candidate), facts), list[str]()
+        elif energy:
+            joules, doubts = stage.energy(quantile(timing.candidate))
+        else:
+            joules, doubts = unavailable("not asked for"), []
         memory = _peak_memory(device, handles[0], facts)
     return Reading(
-        quantities | joules | {"peak_memory_bytes": memory},
-        stable=not timing.faults(),
-        flags=flags + doubts,
+        latency.quantities(timing, facts) | joules | {"peak_memory_bytes": memory},
+        stable=not timing.faults(reference_s),
+        flags=alone + flags + doubts,
         device=facts.name,
         fingerprint=facts.fingerprint,
         reference=None if reference is None else reference_name,
@@ -130,49 +143,57 @@ def _usable(device: DeviceProfiler) -> DeviceFacts:
     return facts
 
 
-def _timing(
-    device: DeviceProfiler, handles: list[Any], precision: float, max_seconds: float, host: Host
-) -> tuple[latency.Timing, list[str]]:
-    """Return the sharper of at most two attempts, and all that casts doubt on it."""
-    start_s, stalled_s = host.clock(), host.stalled_s()
-    timing = latency.time_calls(device, handles, precision, max_seconds)
-    flags = []
-    # A reading that ran out of time would only do so again.
-    if timing.faults() and len(timing.candidate) >= latency.ENOUGH:
-        flags = ["measured twice, since the first reading was unstable"]
-        again = latency.time_calls(device, handles, precision, max_seconds)
-        timing = min(timing, again, key=lambda one: (len(one.faults()), one.half_width))
-    flags += timing.faults()
-    stalled = _share_stalled(stalled_s, host.stalled_s(), host.clock() - start_s)
-    if stalled > STALLED:
-        flags.append(f"tasks waited for a processor {stalled:.0%} of the time: a busy machine")
-    return timing, flags
+@dataclass(frozen=True)
+class _Stage:
+    """A device with models loaded, and nobody else on it."""
+
+    device: DeviceProfiler
+    handles: list[Any]
+    facts: DeviceFacts
+    host: Host
+    seed: int
+
+    def timing(
+        self, precision: float, max_seconds: float, reference_s: float | None
+    ) -> tuple[latency.Timing, list[str]]:
+        """Return the better of at most two attempts, and all that casts doubt on it."""
+        timing, disturbances = self._attempt(precision, max_seconds)
+        faults = timing.faults(reference_s) + disturbances
+        # A reading that ran out of time would only do so again.
+        if not faults or len(timing.turns) < latency.ENOUGH:
+            return timing, faults
+        self.host.sleep(self.host.recovery_s)
+        again, disturbances = self._attempt(precision, max_seconds)
+        attempts = [(faults, timing), (again.faults(reference_s) + disturbances, again)]
+        faults, timing = min(attempts, key=lambda one: (len(one[0]), one[1].half_width))
+        return timing, ["measured twice, since the first reading was unstable", *faults]
+
+    def energy(self, call_s: float) -> tuple[dict[str, Quantity], list[str]]:
+        """Return joules per inference, where there is a counter, and what casts doubt on them."""
+        device, facts, handle = self.device, self.facts, self.handles[0]
+        why_not = facts.unavailable.get("energy_j")
+        if why_not is None and isinstance(device, EnergyMeter):
+            inference = Work(lambda n: latency.timed(device, [handle], [0] * n), call_s)
+            sleep, read = self.host.sleep, device.read_energy
+            return measure_energy(read, inference, facts, sleep, self.seed, self._disturbances)
+        return unavailable(why_not or f"the profiler of {facts.name!r} reads no energy counter"), []
+
+    def _attempt(self, precision: float, max_seconds: float) -> tuple[latency.Timing, list[str]]:
+        before = self.host.load()
+        timing = latency.time_calls(self.device, self.handles, precision, max_seconds)
+        return timing, self.host.load().since(before) + self._disturbances()
+
+    def _disturbances(self) -> list[str]:
+        return list(self.device.disturbances()) if isinstance(self.device, Watched) else []
 
 
-def _share_stalled(before_s: float | None, after_s: float | None, elapsed_s: float) -> float:
-    if before_s is None or after_s is None or elapsed_s <= 0:
-        return 0.0
-    return (after_s - before_s) / elapsed_s
-
-
-def _energy(
-    device: DeviceProfiler,
-    handle: Any,
-    call_s: float,
-    facts: DeviceFacts,
-    host: Host,
-    seed: int,
-) -> tuple[dict[str, Quantity], list[str]]:
-    why_not = facts.unavailable.get("energy_j")
-    if why_not is None and isinstance(device, EnergyMeter):
-        inference = Work(lambda n: latency.timed(device, [handle], [0] * n), call_s)
-        return measure_energy(device.read_energy, inference, facts, host.sleep, seed)
-    reason = why_not or f"the profiler of {facts.name!r} reads no energy counter"
-    return _no_energy(reason), []
-
-
-def _no_energy(reason: str) -> dict[str, Quantity]:
-    return {"energy_j": Quantity.unavailable("J", reason)}
+def _estimated(watts: float, call_s: float, facts: DeviceFacts) -> dict[str, Quantity]:
+    """Return joules that nobody measured, marked as such."""
+    reason = f"not measured: {watts:g} W, as asked for, times the latency"
+    joules = Quantity(
+        watts * call_s, "J", "estimated", None, 0, "power x time", facts.energy_scope, reason
+    )
+    return unavailable("estimates have no idle power") | {"energy_j": joules}
 
 
 def _peak_memory(device: DeviceProfiler, handle: Any, facts: DeviceFacts) -> Quantity:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from gpsearch.profiling.device import API_VERSION, DeviceFacts, DeviceProfiler
 
 GROUP = "gpsearch.profilers"
 _METHODS = ("probe", "load", "run", "close")
+_IN_A_FILE = re.compile(r"(?P<module>.*?\.py|[^:]+):(?P<name>[^:]+)(:(?P<argument>.*))?")
 
 
 def installed() -> dict[str, str]:
@@ -33,24 +35,28 @@ def find(name: str) -> DeviceProfiler:
 
     Args:
         name: A name of `installed`; or ``module:Class``, importable from here or in the current
-            folder; or ``path/to/file.py:Class``.
+            folder; or ``path/to/file.py:Class``. An argument may follow each, as in ``gpu:1``,
+            where the class takes one: it then has a class method ``with_argument``.
 
     Raises:
-        UserError: There is none of this name, it cannot be imported, or it is no profiler.
+        UserError: There is none of this name, it cannot be imported, it is no profiler, or it
+            takes no such argument.
     """
-    entries = [entry for entry in entry_points(group=GROUP) if entry.name == name]
+    first, colon, rest = name.partition(":")
+    entries = [entry for entry in entry_points(group=GROUP) if entry.name == first]
     if len({entry.value for entry in entries}) > 1:
         packages = " and ".join(sorted(_package(entry) for entry in entries))
-        raise UserError(f"two devices are called {name!r}, of {packages}; uninstall one of them")
+        raise UserError(f"two devices are called {first!r}, of {packages}; uninstall one of them")
     if entries:
         source = f"of package {_package(entries[0])}"
         mend = "update or reinstall that package"
-        return _made(_imported(entries[0].load, name, source, mend), name, source, mend)
-    module, colon, class_name = name.rpartition(":")
-    if not colon:
+        factory = _imported(entries[0].load, name, source, mend)
+        return _made(factory, name, rest if colon else None, source, mend)
+    found = _IN_A_FILE.fullmatch(name)
+    if found is None:
         known = ", ".join(installed()) or "none"
         raise UserError(f"no device called {name!r}; installed: {known} (or give module:Class)")
-    return _from_file(name, module, class_name)
+    return _from_file(name, found["module"], found["name"], found["argument"])
 
 
 def devices() -> dict[str, DeviceFacts | UserError]:
@@ -64,7 +70,7 @@ def devices() -> dict[str, DeviceFacts | UserError]:
     return facts
 
 
-def _from_file(name: str, module: str, class_name: str) -> DeviceProfiler:
+def _from_file(name: str, module: str, class_name: str, argument: str | None) -> DeviceProfiler:
     load = _load_path if module.endswith(".py") else _load_module
     if module.endswith(".py") and not Path(module).is_file():
         raise UserError(f"device {name!r}: there is no file {module}")
@@ -72,7 +78,7 @@ def _from_file(name: str, module: str, class_name: str) -> DeviceProfiler:
     loaded = _imported(lambda: load(module), name, source, mend)
     if not hasattr(loaded, class_name):
         raise UserError(f"device {name!r}: {module} defines no {class_name!r}; {mend}")
-    return _made(getattr(loaded, class_name), name, source, mend)
+    return _made(getattr(loaded, class_name), name, argument, source, mend)
 
 
 def _load_module(name: str) -> ModuleType:
@@ -110,7 +116,7 @@ def _imported(load: Any, name: str, source: str, mend: str) -> Any:
         ) from error
 
 
-def _made(factory: Any, name: str, source: str, mend: str) -> DeviceProfiler:
+def _made(factory: Any, name: str, argument: str | None, source: str, mend: str) -> DeviceProfiler:
     spoken = getattr(factory, "api_version", None)
     if spoken != API_VERSION:
         said = f"speaks API version {spoken!r}, this gpsearch {API_VERSION!r}"
@@ -118,13 +124,18 @@ def _made(factory: Any, name: str, source: str, mend: str) -> DeviceProfiler:
     missing = [method for method in _METHODS if not callable(getattr(factory, method, None))]
     if missing:
         raise UserError(f"device {name!r} {source} lacks {', '.join(missing)}(); {mend}")
+    if argument is not None and not callable(getattr(factory, "with_argument", None)):
+        plain = name.removesuffix(f":{argument}")
+        raise UserError(f"device {plain!r} takes no argument {argument!r}; write --device {plain}")
     try:
-        profiler: DeviceProfiler = factory()
+        made: DeviceProfiler = factory() if argument is None else factory.with_argument(argument)
+    except UserError:
+        raise
     except Exception as error:  # whatever a stranger's constructor raises
         raise UserError(
             f"device {name!r} {source} does not start: {_line(error)}; {mend}"
         ) from error
-    return profiler
+    return made
 
 
 def _package(entry: EntryPoint) -> str:

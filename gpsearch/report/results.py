@@ -156,7 +156,9 @@ class Results:
         ]:
             if path.exists():
                 reasons |= _reasons(json.loads(path.read_text(encoding="utf-8")))
-        return {goal.name: reasons[goal.column] for goal in COSTS if goal.column in reasons}
+        estimated = {goal.column for goal in self.goals if goal.kind == "estimated"}
+        missing = reasons.keys() - estimated
+        return {goal.name: reasons[goal.column] for goal in COSTS if goal.column in missing}
 
 
 def _reasons(record: Row) -> dict[str, str]:

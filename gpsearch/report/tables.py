@@ -80,7 +80,9 @@ def _frame(rows: list[Row]) -> pd.DataFrame:
 
 
 def _of_measuring(name: str) -> bool:
-    return name.startswith(("latency_", "power_", "test_")) or name.endswith(("_bytes", "_fewer"))
+    return name.startswith(("latency_", "energy_", "power_", "test_")) or name.endswith(
+        ("_bytes", "_fewer")
+    )
 
 
 def _table(results: Results) -> str:
@@ -89,7 +91,8 @@ def _table(results: Results) -> str:
     from rich.table import Table
 
     tested = any("test_error" in results.row(trial) for trial in results.front)
-    costs = [g for g in COSTS if g.name in ALWAYS or g in results.goals]
+    chosen = {goal.name: goal for goal in results.goals}
+    costs = [chosen.get(g.name, g) for g in COSTS if g.name in ALWAYS or g.name in chosen]
     title = f"Pareto front of {results.folder}, measured on {results.device}"
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title, title_justify="left")
     table.add_column("")
@@ -98,7 +101,7 @@ def _table(results: Results) -> str:
     for split in ("dev", "test") if tested else ("dev",):
         table.add_column(f"{split}\n{results.metric} %", justify="right")
     for goal in costs:
-        table.add_column(f"{goal.name}\n{goal.unit}", justify="right")
+        table.add_column(f"{goal.title}\n{goal.unit}", justify="right")
         table.add_column("x\nfewer", justify="right")
     for trial in results.front:
         table.add_row(*_cells(results, trial, costs, tested), end_section=True)

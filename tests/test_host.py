@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gpsearch.profiling import Host, measure
+from tests.fakes import FakeDevice, FakeModel
+
+ROOT = Path(__file__).parents[1]
+
+# ---- load
+
+
+def machine(root: Path, *, total_us: int, steal: int, busy: int, throttled: int) -> Host:
+    """Write what the kernel shows of a machine's load."""
+    (root / "pressure").mkdir(exist_ok=True)
+    (root / "cpu0" / "thermal_throttle").mkdir(parents=True, exist_ok=True)
+    (root / "pressure" / "cpu").write_text(
+        f"some avg10=1.00 avg60=0.1 avg300=0.0 total={total_us}\nfull avg10=0 total=7\n"
+    )
+    (root / "stat").write_text(f"cpu  {busy} 0 0 0 0 0 0 {steal} {busy} 0\ncpu0 1 2 3\n")
+    (root / "cpu0" / "thermal_throttle" / "core_throttle_count").write_text(f"{throttled}\n")
+    return Host(clock=lambda: 0.0, proc=root, cpus=root, locks=root)
+
+
+def test_load_is_read_from_the_kernel(tmp_path: Path) -> None:
+    load = machine(tmp_path, total_us=3_395_706, steal=5, busy=95, throttled=2).load()
+    assert load.stalled_s == pytest.approx(3.395706)
+    assert load.ticks == (5, 100)  # what guests used is in what the machine did, not besides
+    assert load.throttled == 2
+
+
+def test_a_machine_that_tells_nothing_is_not_blamed(tmp_path: Path) -> None:
+    load = Host(proc=tmp_path, cpus=tmp_path).load()
+    assert (load.stalled_s, load.ticks, load.throttled) == (None, None, None)
+    assert load.since(load) == []
+
+
+@pytest.mark.parametrize(
+    ("after", "faults"),
+    [
+        ({}, []),
+        ({"total_us": 4_000_000}, []),
+        ({"total_us": 9_000_000}, ["tasks waited for a processor 90% of the time: a busy machine"]),
+        ({"steal": 30, "busy": 170}, ["the machine above took 30% of the processors"]),
+        ({"throttled": 1}, ["a processor was throttled"]),
+    ],
+)
+def test_what_was_wrong_in_a_while_is_told(
+    tmp_path: Path, after: dict[str, int], faults: list[str]
+) -> None:
+    quiet = {"total_us": 0, "steal": 0, "busy": 100, "throttled": 0}
+    before = machine(tmp_path, **quiet).load()
+    host = machine(tmp_path, **quiet | after)
+    later = Host(clock=lambda: 10.0, proc=host.proc, cpus=host.cpus).load()
+    assert later.since(before) == faults
+
+
+class Stressed(FakeDevice):
+    """A device whose machine is busy until a moment."""
+
+    def __init__(self, root: Path, until_s: float) -> None:
+        super().__init__()
+        self.root, self.until_s = root, until_s
+        (root / "pressure").mkdir()
+
+    def host(self, locks: Path) -> Host:
+        return Host(self.now, self.sleep, self.root, self.root / "absent", locks)
+
+    def now(self) -> float:
+        stalled_us = round(0.9e6 * min(self.clock_s, self.until_s))
+        (self.root / "pressure" / "cpu").write_text(f"some avg10=0 total={stalled_us}\n")
+        return self.clock_s
+
+
+def test_a_busy_machine_costs_a_second_attempt_after_a_wait(tmp_path: Path) -> None:
+    device = Stressed(tmp_path, until_s=2.0)
+    reading = measure(device, FakeModel(0.002), (), host=device.host(tmp_path))
+    assert reading.flags == ["measured twice, since the first reading was unstable"]
+    assert device.clock_s > 3
+
+
+def test_a_machine_that_stays_busy_is_flagged(tmp_path: Path) -> None:
+    device = Stressed(tmp_path, until_s=1e9)
+    reading = measure(device, FakeModel(0.002), (), host=device.host(tmp_path))
+    assert "tasks waited for a processor" in reading.flags[1]
+
+
+# ---- who may use the machine when
+
+WORKER = """
+import importlib.util, sys, time
+from pathlib import Path
+
+# The module alone: it needs nothing else, and importing torch takes seconds.
+spec = importlib.util.spec_from_file_location("host", "gpsearch/profiling/host.py")
+sys.modules["host"] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+host, what, log = module.Host(locks=Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
+
+def note(text):
+    with log.open("a") as file:
+        file.write(f"{text}\\n")
+
+if what == "measures":
+    with host.alone_on() as doubts:
+        note("begin")
+        time.sleep(0.4)
+        note("end")
+else:
+    with host.sharing() as pause:
+        while not (log.parent / "stop").exists():
+            pause()
+            note("batch")
+            time.sleep(0.02)
+"""
+
+
+def worker(folder: Path, what: str) -> subprocess.Popen[bytes]:
+    """Start a process that trains or measures."""
+    words = [sys.executable, "-c", WORKER, str(folder), what, str(folder / "log")]
+    return subprocess.Popen(words, cwd=ROOT)
+
+
+def wait_for(path: Path) -> None:
+    """Wait until a worker has begun."""
+    while not path.exists():
+        time.sleep(0.01)
+
+
+def test_trainings_pause_while_somebody_measures_and_go_on_afterwards(tmp_path: Path) -> None:
+    trainings = [worker(tmp_path, "trains") for _ in range(2)]
+    wait_for(tmp_path / "log")
+    measurements = [worker(tmp_path, "measures") for _ in range(2)]
+    for one in measurements:
+        assert one.wait(60) == 0
+    time.sleep(0.2)
+    (tmp_path / "stop").touch()
+    for one in trainings:
+        assert one.wait(60) == 0
+
+    log = (tmp_path / "log").read_text().split()
+    assert log[0] == log[-1] == "batch"
+    begins = [i for i, what in enumerate(log) if what == "begin"]
+    assert len(begins) == 2
+    assert all(log[i + 1] == "end" for i in begins)
+
+
+def test_a_killed_measurement_lets_trainings_go_on(tmp_path: Path) -> None:
+    measuring = worker(tmp_path, "measures")
+    wait_for(tmp_path / "log")
+    measuring.kill()
+    measuring.wait()
+    with Host(locks=tmp_path).sharing() as pause:
+        pause()
+
+
+def test_a_training_that_is_stopped_does_not_stop_a_measurement_for_ever(tmp_path: Path) -> None:
+    host = Host(locks=tmp_path, patience_s=0.1)
+    with host.sharing(), host.alone_on() as doubts:
+        assert doubts == ["a training that is stopped or stuck did not pause"]
+    with host.alone_on() as doubts:
+        assert doubts == []
+
+
+def test_machines_do_not_wait_for_one_another(tmp_path: Path) -> None:
+    host = Host(locks=tmp_path)
+    with host.alone_on("a board"), host.alone_on("another board"), host.sharing() as pause:
+        pause()
