@@ -38,7 +38,10 @@ def run(
     ] = None,
     task: Annotated[str | None, typer.Option(help="What to learn (gpsearch tasks).")] = None,
     space: Annotated[
-        str | None, typer.Option(help="Search space: a name (gpsearch spaces) or a .toml file.")
+        str | None,
+        typer.Option(
+            help="Search space: a name (gpsearch spaces) or a .toml file; else the task's own."
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Target device: a name (gpsearch devices) or module:Class.")
@@ -70,6 +73,7 @@ def run(
     ] = None,
 ) -> None:
     """Start a search."""
+    from gpsearch import tasks
     from gpsearch.settings import Settings
     from gpsearch.study import Study
 
@@ -83,6 +87,7 @@ def run(
     rows |= {name: value for name, value in flags.items() if value is not None}
     if rows.get("data"):
         rows["data"] = str(Path(rows["data"]).resolve())
+    rows.setdefault("space", tasks.default_space(rows.get("task", Settings.task)))
     settings = Settings.of(rows)
     words = "-".join((settings.task, Path(settings.space).stem, settings.device))
     default = RESULTS / re.sub(r"[^\w.-]+", "_", words)
@@ -187,6 +192,35 @@ def profile(
     network = untrained(model, learned) if is_candidate else load_model(model / "model.pt")
     reading = read_costs(profiling.find(device), network, learned, energy=energy)
     typer.echo(reading_lines(reading), nl=False)
+
+
+@app.command()
+def show(
+    model: Annotated[Path, typer.Argument(help="A folder with model.pt, such as a trial's.")],
+    task: Annotated[
+        str | None, typer.Option(help="What it has learnt, if the study does not say it.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The task's data, if not the study's or the package's.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, dev or test.")] = "dev",
+    n: Annotated[int, typer.Option("-n", help="Examples.")] = 5,
+) -> None:
+    """Show what a model makes of some examples, for a reader to judge."""
+    from gpsearch import tasks
+    from gpsearch.deploy import load_model
+    from gpsearch.study import Study
+
+    if split not in ("train", "dev", "test") or n < 1:
+        raise UserError("--split should be train, dev or test, and -n at least 1")
+    network, study = load_model(model / "model.pt"), model.resolve().parent.parent
+    settings = Study(study).settings if (study / "config.toml").exists() else None
+    name = task or (settings.task if settings else "speech")
+    own = settings.data_path if settings and name == settings.task else None
+    learned = tasks.find(name, data or own)
+    if not isinstance(learned, tasks.Showing):
+        raise UserError(f"task {name!r} has nothing to show")
+    typer.echo("\n\n".join(learned.show(network, split, n)))
 
 
 @app.command()

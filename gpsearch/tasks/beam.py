@@ -1,7 +1,7 @@
 """Decoding one token after another: greedy, and a beam search over a batch, for any decoder.
 
 A decoder is a function ``step(tokens [N], state) -> (log_probs [N, V], state)``. Its state is a
-tensor with N rows, or a tuple of such states; the search repeats, reorders and drops rows.
+tensor with N rows, None, or a tuple of such states; the search repeats, reorders and drops rows.
 """
 
 from __future__ import annotations
@@ -180,6 +180,8 @@ class _Beam:
 
 def _rows(state: S, rows: Tensor) -> S:
     """Select rows of every tensor in a state."""
+    if state is None:
+        return state
     if isinstance(state, Tensor):
         return state.index_select(0, rows)
     assert isinstance(state, tuple)
