@@ -17,6 +17,7 @@ S = TypeVar("S")
 Step = Callable[[Tensor, S], tuple[Tensor, S]]
 
 
+@torch.inference_mode()
 def search(
     step: Step[S],
     state: S,
@@ -68,6 +69,7 @@ def search(
     return beam.results()
 
 
+@torch.inference_mode()
 def greedy(
     step: Step[S],
     state: S,

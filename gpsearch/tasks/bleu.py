@@ -27,17 +27,18 @@ def bleu(
 
     Source: Post, "A Call for Clarity in Reporting BLEU Scores" (WMT 2018).
     """
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     own = "none" if tokenised else "13a"
     lower = BLEU(lowercase=True, tokenize=own, force=True)
     plain = BLEU(tokenize="13a")
     join: Callable[[Sequence[str]], list[str]] = _joiner(language) if tokenised else list
-    scores = {
-        "bleu": plain.corpus_score(join(translations), [join(references)]).score / 100,
-        LOWER: lower.corpus_score(list(translations), [list(references)]).score / 100,
+    both = {
+        "bleu": (plain, plain.corpus_score(join(translations), [join(references)])),
+        LOWER: (lower, lower.corpus_score(list(translations), [list(references)])),
     }
-    return scores, {"bleu": str(plain.get_signature()), LOWER: str(lower.get_signature())}
+    scores = {name: min(found.score / 100, 1.0) for name, (_, found) in both.items()}
+    return scores, {name: str(metric.get_signature()) for name, (metric, _) in both.items()}
 
 
 def _joiner(language: str) -> Callable[[Sequence[str]], list[str]]:

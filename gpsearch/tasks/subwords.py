@@ -26,13 +26,14 @@ class Subwords:
 
         The same sentences give the same vocabulary, on any number of processors.
 
-        Source: Kudo, "Subword Regularization" (arXiv 1804.10959): the unigram model.
+        Source: Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units"
+        (arXiv 1508.07909): byte-pair encoding.
         """
         import sentencepiece
 
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences), model_writer=model, model_type="unigram",
+            sentence_iterator=iter(sentences), model_writer=model, model_type="bpe",
             vocab_size=size, hard_vocab_limit=False, num_threads=1, minloglevel=2,
             pad_id=PAD, unk_id=UNKNOWN, bos_id=START, eos_id=END,
         )  # fmt: skip

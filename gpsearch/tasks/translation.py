@@ -22,7 +22,7 @@ from gpsearch.tasks.subwords import END, PAD, START, Subwords
 
 BATCH_SIZE_EVAL = 64
 BEAM_WIDTH = 5
-PAIRS_PER_SUBWORD, FEWEST, MOST = 10, 500, 8_000
+PAIRS_PER_SUBWORD, FEWEST, MOST = 8, 500, 8_000
 """The size of each language's vocabulary goes by the size of the corpus."""
 
 
