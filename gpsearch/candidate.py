@@ -125,7 +125,8 @@ class Candidate:
         if name != "dense":
             structure = self.schedule.structure
             together = {"element": "", "row_column": " units"}.get(structure, f" {structure}")
-            name += f" {self.schedule.final_density:.1%}{together}"
+            reach = ", embeddings too" if self.schedule.embeddings else ""
+            name += f" {self.schedule.final_density:.1%}{together}{reach}"
         return ", ".join([*words, name])
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
