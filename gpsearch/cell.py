@@ -76,7 +76,7 @@ class HLSTMCell(Gated):
             h, c = zeros, zeros
         else:
             h, c = (s if input.dim() == 2 else s.unsqueeze(0) for s in hx)
-        h, c = self._step(x, h, c, gates or self.gates(len(x)))
+        h, c = self._step(x, h, c, self.gates(len(x)) if gates is None else gates)
         return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
 
     def _step(self, x: Tensor, h: Tensor, c: Tensor, gates: Gates | None) -> State:
