@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -203,7 +203,9 @@ def show(
     data: Annotated[
         Path | None, typer.Option(help="The task's data, if not the study's or the package's.")
     ] = None,
-    split: Annotated[str, typer.Option(help="train, dev or test.")] = "dev",
+    split: Annotated[
+        Literal["train", "dev", "test"], typer.Option(help="train, dev or test.")
+    ] = "dev",
     n: Annotated[int, typer.Option("-n", help="Examples.")] = 5,
 ) -> None:
     """Show what a model makes of some examples, for a reader to judge."""
@@ -211,8 +213,8 @@ def show(
     from gpsearch.deploy import load_model
     from gpsearch.study import Study
 
-    if split not in ("train", "dev", "test") or n < 1:
-        raise UserError("--split should be train, dev or test, and -n at least 1")
+    if n < 1:
+        raise UserError(f"-n {n} should be 1 or more")
     network, study = load_model(model / "model.pt"), model.resolve().parent.parent
     settings = Study(study).settings if (study / "config.toml").exists() else None
     name = task or (settings.task if settings else "speech")

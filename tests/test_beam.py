@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def exhaustive(table: Table, sentence: int, longest: int, penalty: float) -> flo
     """Return the best score of all sequences that end within ``longest`` tokens."""
     others = [token for token in range(table.vocabulary) if token != END]
     ended = [(*body, END) for length in range(longest) for body in product(others, repeat=length)]
-    return max(table.total(sentence, one) / len(one) ** penalty for one in ended)
+    return float(max(table.total(sentence, one) / len(one) ** penalty for one in ended))
 
 
 tables = st.builds(Table, st.integers(0, 10_000), st.integers(2, 4), st.sampled_from([0.5, 3.0]))
@@ -100,12 +100,19 @@ def test_greedy_takes_the_likeliest_token_until_the_end(table, longest):
     [tokens], [total] = greedy(
         table.step, table.start(1), batch=1, start=START, end=END, longest=longest
     )
-    prefix, expected = START + 1, []
+    prefix, expected = START + 1, list[int]()
     while len(expected) < longest and END not in expected:
         expected.append(int(table.row(0, prefix).argmax()))
         prefix = prefix * (table.vocabulary + 1) + expected[-1] + 1
     assert tokens == [token for token in expected if token != END]
     assert total == pytest.approx(table.total(0, tuple(expected)))
+
+
+class Sure(Table):
+    """Knows that every sentence is empty."""
+
+    def row(self, sentence: int, prefix: int) -> Tensor:
+        return torch.tensor([0.0, 1.0, 0.0], dtype=torch.double).log()
 
 
 def fixed(rows: list[list[float]]):
@@ -123,7 +130,7 @@ def test_a_beam_finds_what_greedy_misses():
         after = {0: [0, 0, 0.6, 0.4], 2: [0.25] * 4, 3: [0, 1, 0, 0]}
         return torch.tensor([after[int(t)] for t in tokens]).log(), state
 
-    options = {"batch": 1, "start": 0, "end": 1, "longest": 2}
+    options: dict[str, Any] = {"batch": 1, "start": 0, "end": 1, "longest": 2}
     assert search(step, torch.zeros(1), **options, width=1)[0] == [[2, 0]]
     found, [score] = search(step, torch.zeros(1), **options, width=2)
     assert found == [[3]]
@@ -150,9 +157,7 @@ def test_what_never_ends_is_cut_at_the_longest():
 
 
 def test_the_search_stops_when_no_open_hypothesis_can_win():
-    table = Table(0, 3, sharpness=0.0)
-    sure = torch.tensor([0.0, 1.0, 0.0], dtype=torch.double).log()
-    table.row = lambda sentence, prefix: sure
+    table = Sure(0, 3)
     for width in (1, 2):
         table.calls = 0
         found, _ = search(

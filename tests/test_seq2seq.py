@@ -143,7 +143,7 @@ def test_zero_weights_save_flops_in_every_step():
     model, steps = translator(replace(SMALL, gate_depth=0, layers=1)), 9
     with torch.no_grad():
         model.decoder.output.bias[END] = -1e3
-        model.decoder.layers[0].weight_hh.zero_()
+        model.get_parameter("decoder.layers.0.weight_hh").zero_()
     found = count(model, (sentence(6), torch.tensor(steps)))
     saved = found["flops_dense"].number - found["flops_effective"].number
     assert saved == lstm_flops(10, 10, steps) / 2 == 2 * steps * 4 * 10 * 10
@@ -154,6 +154,7 @@ def test_a_pruned_translator_is_the_same_when_compact(structure):
     model = translator(SMALL)
     sketch(model, GP(final_density=0.3, structure=structure), lambda name: ".layers." in name)
     small = compact(model)
+    assert isinstance(small, Seq2Seq)
     source, lengths, target = sentence(6), torch.tensor([6]), torch.tensor([[START, 7, 9]])
     torch.testing.assert_close(
         small.scores(source, lengths, target), model.scores(source, lengths, target)

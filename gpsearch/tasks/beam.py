@@ -185,7 +185,7 @@ def _rows(state: S, rows: Tensor) -> S:
     if state is None:
         return state
     if isinstance(state, Tensor):
-        return state.index_select(0, rows)
+        return state.index_select(0, rows)  # type: ignore[return-value]
     assert isinstance(state, tuple)
     parts: list[Any] = [_rows(part, rows) for part in state]
     named = hasattr(state, "_fields")

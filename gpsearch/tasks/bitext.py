@@ -12,7 +12,7 @@ import html
 import io
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -96,7 +96,7 @@ def _of_folder(folder: Path) -> Bitext:
     for split, names in _NAMES.items():
         name = next((n for n in names if (folder / f"{n}.{endings[0]}").exists()), names[0])
         sides = [folder / f"{name}.{language}" for language in languages]
-        splits[split] = _pairs(*map(str, sides), *map(_plain, sides), notes)
+        splits[split] = _pairs(sides, _plain, notes)
     return Bitext(languages, splits, tuple(notes))
 
 
@@ -141,8 +141,7 @@ def _of_iwslt(folder: Path) -> Bitext:
         for path in sets:
             ending = f".{languages[0]}.xml"
             other = path.with_name(path.name.removesuffix(ending) + f".{languages[1]}.xml")
-            sides = (path, other)
-            splits[split] += _pairs(*map(str, sides), *map(_segments, sides), notes)
+            splits[split] += _pairs([path, other], _segments, notes)
     return Bitext(languages, splits, tuple(notes))
 
 
@@ -151,11 +150,11 @@ def _iwslt_train(
 ) -> list[Pair]:
     tagged = [folder / f"train.tags.{way}.{language}" for language in languages]
     if tagged[0].exists():
-        return _pairs(*map(str, tagged), *map(_untagged, tagged), notes)
+        return _pairs(tagged, _untagged, notes)
     sides = [folder / f"train.{language}" for language in languages]
     if not sides[0].exists():
         raise UserError(f"{folder}: holds neither {tagged[0].name} nor {sides[0].name}")
-    return _pairs(*map(str, sides), *map(_plain, sides), notes)
+    return _pairs(sides, _plain, notes)
 
 
 def _untagged(path: Path) -> list[Line]:
@@ -202,7 +201,7 @@ def _of_table(where: str, content: bytes, languages: tuple[str, str]) -> Bitext:
     if languages == ("de", "en"):
         notes = []
     splits: dict[Split, list[Pair]] = {"train": [], "dev": [], "test": []}
-    for pair in _pairs(where, where, sources, targets, notes):
+    for pair in _aligned((where, where), sources, targets, notes):
         splits[split_of(pair.target)].append(pair)
     for split, pairs in splits.items():
         if not pairs:
@@ -251,14 +250,20 @@ def lines(where: str, content: bytes) -> list[Line]:
     return [Line(number, row.strip()) for number, row in enumerate(rows, start=1)]
 
 
-def _pairs(
-    where: str, other: str, sources: list[Line], targets: list[Line], notes: list[str]
+def _pairs(sides: list[Path], read: Callable[[Path], list[Line]], notes: list[str]) -> list[Pair]:
+    sources, targets = map(read, sides)
+    return _aligned((str(sides[0]), str(sides[1])), sources, targets, notes)
+
+
+def _aligned(
+    names: tuple[str, str], sources: list[Line], targets: list[Line], notes: list[str]
 ) -> list[Pair]:
     """Put two sides together, without the pairs that lack one.
 
     Raises:
         UserError: The sides differ in length, or no pair is left.
     """
+    where, other = names
     if len(sources) != len(targets):
         raise UserError(
             f"{where} has {len(sources):,} sentences and {other} {len(targets):,}: line "

@@ -59,8 +59,8 @@ class Encoder(nn.Module):
         size = shape.embedding_size
         for layer in range(shape.layers):
             self.norms.append(_norm(shape, size if layer else None))
-            options = {"batch_first": True, "bidirectional": shape.bidirectional}
-            self.layers.append(HLSTM(size, shape.hidden_size, **options, **_gates(shape)))
+            options = {**_gates(shape), "bidirectional": shape.bidirectional}
+            self.layers.append(HLSTM(size, shape.hidden_size, batch_first=True, **options))
             joined = 2 if shape.bidirectional and not self.merged else 1
             size = joined * shape.hidden_size
         self.output_size = size
@@ -143,12 +143,16 @@ class Decoder(nn.Module):
             for x in embedded:
                 attentional, state = self._step(x, state, gates)
                 said.append(attentional)
-            return self.output(torch.stack(said, 1))
+            return self._scores(torch.stack(said, 1))
         for x in embedded:
             top, cells = self._through_cells(x, state.cells, gates)
             said.append(top)
             state = state._replace(cells=cells)
-        return self.output(self._attend(torch.stack(said, 1), state))
+        return self._scores(self._attend(torch.stack(said, 1), state))
+
+    def _scores(self, attentional: Tensor) -> Tensor:
+        scores: Tensor = self.output(attentional)
+        return scores
 
     def _step(
         self, x: Tensor, state: State, gates: list[Gates | None]
@@ -177,7 +181,8 @@ class Decoder(nn.Module):
         if state.padding is not None:
             scores = scores.masked_fill(state.padding.unsqueeze(1), -torch.inf)
         context = torch.bmm(scores.softmax(-1), state.memory)
-        return self.dropout(torch.tanh(self.combine(torch.cat([context, tops], 2))))
+        said: Tensor = self.dropout(torch.tanh(self.combine(torch.cat([context, tops], 2))))
+        return said
 
 
 class Seq2Seq(nn.Module):

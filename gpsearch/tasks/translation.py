@@ -65,7 +65,10 @@ class TranslationTask:
         size = min(max(len(pairs) // PAIRS_PER_SUBWORD, FEWEST), MOST)
         self.vocabularies = tuple(Subwords.learn(side, size) for side in zip(*pairs, strict=True))
         self.examples = {split: self._encode(split) for split in self.corpus.splits}
-        self.tokenised = looks_tokenised(pair.target for pair in self.corpus.splits["dev"])
+        self.tokenised = {
+            split: looks_tokenised(pair.target for pair in pairs)
+            for split, pairs in self.corpus.splits.items()
+        }
         self.signatures: dict[str, str] = {}
         """How each metric was computed, once it was."""
         self.notes = (*self.corpus.notes, *self._leave_out_long(), *self._about_tokens())
@@ -88,8 +91,11 @@ class TranslationTask:
         self.examples["train"] = kept
 
     def _about_tokens(self) -> Iterator[str]:
-        if self.tokenised:
-            yield "the text looks tokenised: BLEU is of what Moses' detokeniser makes of it"
+        if named := [split for split, tokenised in self.tokenised.items() if tokenised]:
+            yield (
+                f"tokenised text ({', '.join(named)}): where it is judged, BLEU is of what Moses' "
+                "detokeniser makes of it"
+            )
 
     def build(self, architecture: Architecture) -> Seq2Seq:
         """Return a fresh network of this shape."""
@@ -143,7 +149,7 @@ class TranslationTask:
     ) -> tuple[dict[str, float], dict[str, str]]:
         references = [pair.target for pair in self.corpus.splits[split]]
         language = self.corpus.languages[1]
-        return bleu(translations, references, language=language, tokenised=self.tokenised)
+        return bleu(translations, references, language=language, tokenised=self.tokenised[split])
 
     @torch.inference_mode()
     def translate(
