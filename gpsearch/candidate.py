@@ -48,9 +48,14 @@ class Architecture:
     """Dropout between recurrent layers."""
     front: Literal["light", "deepspeech2"] = "light"
     """Convolutional front end, where the task has one: 16 channels, or the paper's 32."""
+    embedding_size: int = 128
+    """Width of a token's embedding, where the task reads or writes tokens."""
+    input_feeding: bool = True
+    """Feed the attention's outcome into the decoder's next step, where the task has attention."""
 
     def __post_init__(self) -> None:
         _at_least(1, layers=self.layers, hidden_size=self.hidden_size, gate_width=self.gate_width)
+        _at_least(1, embedding_size=self.embedding_size)
         _at_least(0, gate_depth=self.gate_depth)
         _below_one(dropout=self.dropout, gate_dropout=self.gate_dropout)
 
@@ -68,6 +73,8 @@ class Training:
     """Passes over the training split, growing and pruning included."""
     batch_size: int = 8
     """Sequences in a batch."""
+    batch_tokens: int = 0
+    """Tokens in a batch, padding included, where the task can count them; 0 counts sequences."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Optimizer; sgd has Nesterov momentum 0.9."""
     learning_rate: float = 3e-3
@@ -84,13 +91,16 @@ class Training:
     """Strength of the task's augmentation; 0 is off."""
     kick_epochs: int = 1
     """First epochs on the task's easier loss, where it has one."""
+    label_smoothing: float = 0.0
+    """Share of a token's probability spread over the vocabulary, where the task has one."""
 
     def __post_init__(self) -> None:
         _at_least(1, epochs=self.epochs, batch_size=self.batch_size)
         _at_least(
-            0, weight_decay=self.weight_decay, augment=self.augment, kick_epochs=self.kick_epochs
-        )
-        _below_one(warmup=self.warmup)
+            0, weight_decay=self.weight_decay, augment=self.augment, kick_epochs=self.kick_epochs,
+            batch_tokens=self.batch_tokens,
+        )  # fmt: skip
+        _below_one(warmup=self.warmup, label_smoothing=self.label_smoothing)
         for name in ("learning_rate", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} = {getattr(self, name)} should be above 0")
@@ -115,7 +125,8 @@ class Candidate:
         if name != "dense":
             structure = self.schedule.structure
             together = {"element": "", "row_column": " units"}.get(structure, f" {structure}")
-            name += f" {self.schedule.final_density:.1%}{together}"
+            reach = ", embeddings too" if self.schedule.embeddings else ""
+            name += f" {self.schedule.final_density:.1%}{together}{reach}"
         return ", ".join([*words, name])
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

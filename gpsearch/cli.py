@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -39,7 +39,10 @@ def run(
     ] = None,
     task: Annotated[str | None, typer.Option(help="What to learn (gpsearch tasks).")] = None,
     space: Annotated[
-        str | None, typer.Option(help="Search space: a name (gpsearch spaces) or a .toml file.")
+        str | None,
+        typer.Option(
+            help="Search space: a name (gpsearch spaces) or a .toml file; else the task's own."
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Target device: a name (gpsearch devices) or module:Class.")
@@ -77,6 +80,7 @@ def run(
     ] = None,
 ) -> None:
     """Start a search."""
+    from gpsearch import tasks
     from gpsearch.settings import Settings
     from gpsearch.study import Study
 
@@ -90,6 +94,7 @@ def run(
     rows |= {name: value for name, value in flags.items() if value is not None}
     if rows.get("data"):
         rows["data"] = str(Path(rows["data"]).resolve())
+    rows.setdefault("space", tasks.default_space(rows.get("task", Settings.task)))
     settings = Settings.of(rows)
     words = "-".join((settings.task, Path(settings.space).stem, settings.device))
     default = RESULTS / re.sub(r"[^\w.-]+", "_", words)
@@ -262,6 +267,37 @@ def profile(
         profiling.find(device), network, learned, energy=energy, estimate_w=estimate_energy
     )
     typer.echo(reading_lines(reading), nl=False)
+
+
+@app.command()
+def show(
+    model: Annotated[Path, typer.Argument(help="A folder with model.pt, such as a trial's.")],
+    task: Annotated[
+        str | None, typer.Option(help="What it has learnt, if the study does not say it.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The task's data, if not the study's or the package's.")
+    ] = None,
+    split: Annotated[
+        Literal["train", "dev", "test"], typer.Option(help="train, dev or test.")
+    ] = "dev",
+    n: Annotated[int, typer.Option("-n", help="Examples.")] = 5,
+) -> None:
+    """Show what a model makes of some examples, for a reader to judge."""
+    from gpsearch import tasks
+    from gpsearch.deploy import load_model
+    from gpsearch.study import Study
+
+    if n < 1:
+        raise UserError(f"-n {n} should be 1 or more")
+    network, study = load_model(model / "model.pt"), model.resolve().parent.parent
+    settings = Study(study).settings if (study / "config.toml").exists() else None
+    name = task or (settings.task if settings else "speech")
+    own = settings.data_path if settings and name == settings.task else None
+    learned = tasks.find(name, data or own)
+    if not isinstance(learned, tasks.Showing):
+        raise UserError(f"task {name!r} has nothing to show")
+    typer.echo("\n\n".join(learned.show(network, split, n)))
 
 
 @app.command()

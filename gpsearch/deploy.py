@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -85,7 +84,7 @@ def untrained(candidate: Path, task: Task) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = task.build(chosen.architecture)
-    return compact(sketch(model, chosen.schedule, task.prunable))
+    return compact(sketch(model, chosen.schedule, tasks.prunable(task, chosen.schedule)))
 
 
 def save_model(model: nn.Module, path: Path) -> None:
@@ -157,10 +156,9 @@ def _final(folder: Path, number: int, device: str = "") -> dict[str, Any]:
     )
     if device:
         return reading.to_dict()
-    scores: dict[str, Any] = {
-        f"test_{name}": value for name, value in task.evaluate(model, "test").items()
-    }
-    return columns(reading) | scores | {"test_error": scores[f"test_{task.metric}"]}
+    scores = task.evaluate(model, "test")
+    scores |= {"error": tasks.error(task, scores)}
+    return columns(reading) | {f"test_{name}": value for name, value in scores.items()}
 
 
 if __name__ == "__main__":

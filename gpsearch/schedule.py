@@ -83,6 +83,10 @@ class Schedule(Protocol):
     def structure(self) -> Structure:
         """What is pruned together."""
 
+    @property
+    def embeddings(self) -> bool:
+        """Whether embeddings and the output layer grow and are pruned, too."""
+
     def phase(self, now: Progress) -> str:
         """Name the phase of the epoch about to begin, for people."""
 
@@ -101,6 +105,8 @@ class _Sparse:
     structure: Structure = "element"
     """Prune single weights ("element"), whole units ("row_column") or blocks ("16x1": 16 rows of
     one column; "8x1", "4x4")."""
+    embeddings: bool = False
+    """Grow and prune embeddings and the output layer, too, where the task has them."""
     growth: Growth = "gradient"
     """Wake dormant weights by "gradient" or at "random"."""
     growth_batches: int = 0
@@ -126,6 +132,7 @@ class Dense:
     grown_init: ClassVar[Literal["zero", "step"]] = "zero"
     scope: ClassVar[Scope] = "matrix"
     structure: ClassVar[Structure] = "element"
+    embeddings: ClassVar[bool] = False
 
     def phase(self, now: Progress) -> str:
         """Name the only phase."""

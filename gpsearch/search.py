@@ -234,7 +234,8 @@ class Search:
         limits = [limit for limit in self.settings.limits if limit.column != "error"]
         if not limits:
             return
-        likeness = compact(sketch(copy.deepcopy(model), candidate.schedule, self.task.prunable))
+        schedule, prunable = candidate.schedule, tasks.prunable(self.task, candidate.schedule)
+        likeness = compact(sketch(copy.deepcopy(model), schedule, prunable))
         glance = read_costs(self.device, likeness, self.task, max_seconds=1.0,
                             estimate_w=self.settings.estimate_w)  # fmt: skip
         costs = {c: v for c, v in columns(glance).items() if v is not None}
@@ -251,7 +252,8 @@ class Search:
         Raises:
             ValueError: An objective has no value of the kind that may share the front.
         """
-        text = json.dumps({"metrics": metrics, **reading.to_dict()}, indent=2)
+        record = {"metrics": metrics, "signatures": tasks.signatures(self.task)}
+        text = json.dumps({**record, **reading.to_dict()}, indent=2)
         write_text(self.study.trial_folder(number) / "reading.json", text + "\n")
         for goal in self.settings.goals:
             quantity = reading.quantities.get(goal.column)
@@ -261,8 +263,8 @@ class Search:
         return {
             "state": "complete",
             "metric": self.task.metric,
-            "error": metrics[self.task.metric],
             **metrics,
+            "error": tasks.error(self.task, metrics),
             **columns(reading),
             "flags": "; ".join(reading.flags),
         }

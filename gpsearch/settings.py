@@ -30,7 +30,8 @@ class Settings:
     task: str = "speech"
     """Task, by its name among the installed ones."""
     space: str = "hlstm"
-    """Search space: a built-in one's name, or a path to a TOML file."""
+    """Search space: a built-in one's name, or a path to a TOML file. ``gpsearch run`` takes the
+    task's own where none is given."""
     device: str = "cpu"
     """Profiler of the target device: a name, or module:Class."""
     budget: int = 20

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gpsearch import tasks
 from gpsearch.candidate import Training
 from gpsearch.errors import UserError
 from gpsearch.files import write_atomically, write_text
@@ -113,8 +114,9 @@ class _Run:
         self.model, self.task, self.training, self.seed = model, task, training, seed
         self.optimizer = _optimizer(model, training)
         self.masks = GrowPrune(
-            model, self.optimizer, schedule, training.epochs, prunable=task.prunable, seed=seed
-        )
+            model, self.optimizer, schedule, training.epochs,
+            prunable=tasks.prunable(task, schedule), seed=seed,
+        )  # fmt: skip
         self.identity = {
             "model": repr(model),
             "schedule": repr(schedule),
@@ -185,7 +187,7 @@ class _Run:
     def finish_epoch(self, phase: str, event: str, loss: float, seconds: float) -> None:
         """Take the development error, remember the best network, and write the history's row."""
         self.pause()
-        self.error = self.task.evaluate(self.model)[self.task.metric]
+        self.error = self._dev_error()
         self._remember_best()
         self.epoch += 1
         if self.epoch == self.training.epochs:
@@ -204,9 +206,12 @@ class _Run:
         self.error = self.best["error"]
         event = self.change_masks()
         if event:
-            self.error = self.task.evaluate(self.model)[self.task.metric]
+            self.error = self._dev_error()
             self._remember_best()
         return event
+
+    def _dev_error(self) -> float:
+        return tasks.error(self.task, self.task.evaluate(self.model))
 
     def _remember_best(self) -> None:
         assert self.error is not None

@@ -310,6 +310,16 @@ def test_gate_dropout_holds_one_mask_for_the_sequence() -> None:
     assert 1 < len(hidden.unique(dim=1).T) <= 2**4
 
 
+@pytest.mark.parametrize("options", [{}, {"gate_direct": True}, {"gate_hidden": ()}])
+def test_a_cells_gates_put_together_once_do_for_all_its_steps(options: dict[str, Any]) -> None:
+    cell = HLSTMCell(3, 5, **{"gate_hidden": (4,), **options})
+    xs, state, same = torch.randn(6, 2, 3), None, None
+    gates = cell.gates(2)
+    for x in xs:
+        state, same = cell(x, state), cell(x, same, gates)
+        torch.testing.assert_close(same, state)
+
+
 def test_dropout_is_off_in_evaluation() -> None:
     model = HLSTM(4, 3, 2, dropout=0.5, gate_hidden=(8,), gate_dropout=0.5)
     x = torch.randn(6, 5, 4)

@@ -63,6 +63,16 @@ def test_profile_measures_a_model_of_the_front(folder):
     assert "flops_effective" in out
 
 
+def test_show_prints_what_a_task_shows_of_a_trial_and_knows_its_study(folder):
+    model = next(folder.glob("trials/*/model.pt")).parent
+    code, out, err = call("show", model, "-n", 2, "--split", "test")
+
+    assert code == 0, err
+    assert len(out.strip().split("\n\n")) == 2
+    assert out.startswith("tone ")
+    assert call("show", model, "--split", "all")[0] == 2
+
+
 def test_train_and_profile_a_candidate(tmp_path):
     candidate = tmp_path / "c.toml"
     candidate.write_text(

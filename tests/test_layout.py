@@ -62,7 +62,10 @@ SEEN_THROUGH = {
 OF_THE_WHOLE = {"test_layout", "test_packaging", "test_readme", "test_plugin_install"}
 """Test files of no single module."""
 
-HEAVY = ("fvcore", "jiwer", "matplotlib", "optuna", "pandas", "plotly", "soundfile", "soxr")
+HEAVY = (
+    "fvcore", "jiwer", "matplotlib", "optuna", "pandas", "plotly", "sacrebleu", "sacremoses",
+    "sentencepiece", "soundfile", "soxr",
+)  # fmt: skip
 
 
 def rooms() -> Iterator[str]:

@@ -128,6 +128,29 @@ def test_the_metrics_name_is_told_in_the_rows(tmp_path: Path) -> None:
     assert results(tmp_path).metric == "WER"
 
 
+def rising(folder: Path) -> Results:
+    """Return results of a task whose metric is better the higher it is."""
+    of_bleu = {"metric": "bleu", "bleu": 0.31, "error": 0.69}
+    finals = {0: {"test_bleu": 0.29, "test_error": 0.71}}
+    rows = [{**ROWS[0], **of_bleu}]
+    return Results(folder, rows, CANDIDATES, objectives("error,latency"), (), "cpu", finals)
+
+
+def test_a_metric_that_rises_is_shown_as_users_know_it_and_its_fall_is_minimised(
+    tmp_path: Path,
+) -> None:
+    found = rising(tmp_path)
+    assert (found.metric, found.error) == ("BLEU", "1 - BLEU")
+    assert found.score(found.rows[0]) == 0.31
+    assert found.score(found.row(0), "test") == 0.29
+    text = report.front_text(found, "table")
+    assert "BLEU %" in text
+    assert "31.00" in text
+    assert "29.00" in text
+    assert "69.00" not in text
+    assert results(tmp_path).error == "WER"
+
+
 # Tables
 
 

@@ -54,6 +54,15 @@ def test_the_papers_baseline_has_its_50_million_recurrent_weights():
     assert sum(w.numel() for w in weights) == 50_380_800
 
 
+def test_show_sets_what_is_heard_beside_what_is_said(task):
+    model = task.build(SMALL)
+    utterances, heard = task.transcribe(model, "dev")
+    shown = task.show(model, "dev", 2)
+
+    middle = len(heard) // 2
+    assert shown == [f"said   {utterances[i].text}\nheard  {heard[i]}" for i in (0, middle)]
+
+
 def test_batches_are_the_same_for_the_same_seed_and_epoch(task):
     first, again, later = (
         next(iter(task.batches(Training(), epoch, 7))).features for epoch in (3, 3, 4)

@@ -68,6 +68,13 @@ class ToyTask:
         wrong = model.eval()(self.x[rows]).argmax(1) != self.y[rows]
         return {"err": float(wrong.float().mean())}
 
+    @torch.inference_mode()
+    def show(self, model: nn.Module, split: str = "dev", n: int = 5) -> list[str]:
+        first = 64 if split == "dev" else 80
+        guesses = model.eval()(self.x[first : first + n]).argmax(1).tolist()
+        truth = self.y[first : first + n].tolist()
+        return [f"tone {true}\nheard {said}" for true, said in zip(truth, guesses, strict=True)]
+
     def example(self) -> tuple[Tensor, ...]:
         return (self.x[:1],)
 

@@ -117,7 +117,7 @@ def draw_png(results: Results, path: Path) -> None:
         axes = figure.add_subplot(lines, columns, index + 1)
         _draw_panel(axes, results, goal)
         if index % columns == 0:
-            axes.set_ylabel(f"{results.metric} on the development split (%)", color=INK)
+            axes.set_ylabel(f"{results.error} on the development split (%)", color=INK)
     title, line = titles(results)
     figure.suptitle(f"{title}\n", x=0.012, ha="left", fontsize=13, weight="bold", color=INK)
     figure.text(0.012, 1 - 0.46 / figure.get_figheight(), line, fontsize=9.5, color=FAINT)
@@ -250,7 +250,7 @@ def draw_html(results: Results, path: Path) -> None:
                 figure.add_vline(limit.limit * goal.scale, line_dash="dash", line_width=1,
                                  line_color=INK, row=1, col=column)  # fmt: skip
     title, line = titles(results)
-    figure.update_yaxes(title_text=f"{results.metric} on the development split (%)", col=1)
+    figure.update_yaxes(title_text=f"{results.error} on the development split (%)", col=1)
     if (top := ceiling(results)) is not None:
         figure.update_yaxes(range=[0, top])
     figure.update_layout(
@@ -312,9 +312,10 @@ def _hover(results: Results, point: Point) -> str:
     """Return what hovering over a trial shows: candidate, results and every parameter."""
     row = results.row(point.trial)
     lines = [f"<b>trial {point.trial}</b> {point.baseline.replace('_', ' ')} ({point.rank})"]
-    lines += [results.candidates[point.trial].in_short(), f"{results.metric} {row['error']:.2%}"]
-    if row.get("test_error") is not None:
-        lines += [f"{results.metric} on the test split {row['test_error']:.2%}"]
+    lines += [results.candidates[point.trial].in_short()]
+    for split, what in (("dev", ""), ("test", " on the test split")):
+        if (score := results.score(row, split)) is not None:
+            lines += [f"{results.metric}{what} {score:.2%}"]
     for goal in results.costs:
         fewer = results.fewer(point.trial, goal)
         ratio = f", {fewer:.3g}x fewer" if fewer else ""

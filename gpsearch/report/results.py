@@ -114,9 +114,24 @@ class Results:
 
     @property
     def metric(self) -> str:
-        """What the task calls its error, such as "WER"."""
-        names = [self.rows[i].get("metric") for i in self.complete]
-        return str(names[0]).upper() if names and names[0] else "error"
+        """The task's metric, such as "WER" or "BLEU"."""
+        return self._metric.upper() if self._metric else "error"
+
+    @property
+    def error(self) -> str:
+        """What is minimised: the metric, or "1 - BLEU" where higher is better."""
+        rising = any(self.score(self.rows[i]) != self.rows[i]["error"] for i in self.complete)
+        return f"1 - {self.metric}" if rising else self.metric
+
+    @property
+    def _metric(self) -> str:
+        return next((str(self.rows[i].get("metric") or "") for i in self.complete), "")
+
+    def score(self, row: Row, split: str = "dev") -> float | None:
+        """Return a row's metric on a split, as a fraction; None if it is unknown."""
+        of_split = "" if split == "dev" else f"{split}_"
+        value = row.get(f"{of_split}{self._metric}", row.get(f"{of_split}error"))
+        return None if value is None else float(value)
 
     def row(self, trial: int) -> Row:
         """Return a trial's row, with what was measured at the end where it was."""

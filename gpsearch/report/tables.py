@@ -120,8 +120,8 @@ def _cells(results: Results, trial: int, costs: list[Objective], tested: bool) -
     name = results.candidates[trial].in_short()
     cells = ["*" if trial in results.front else "", str(trial)]
     cells += [f"{name}  [{baseline}]".replace("[", r"\[") if baseline else name]
-    cells += [_percent(row["error"])]
-    cells += [_percent(row.get("test_error"))] if tested else []
+    splits = ("dev", "test") if tested else ("dev",)
+    cells += [_percent(results.score(row, split)) for split in splits]
     for goal in costs:
         cells += [cost_text(row, goal), _times(results.fewer(trial, goal))]
     return cells

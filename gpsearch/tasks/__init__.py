@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from gpsearch.candidate import Architecture, Training
 from gpsearch.errors import UserError
+from gpsearch.schedule import Schedule
 
 Split = Literal["train", "dev", "test"]
 """Training; every decision of a search; the last word on its front."""
@@ -24,7 +26,7 @@ class Task(Protocol):
 
     name: str
     metric: str
-    """What `error` is called in the tables, such as "wer"; lower is better."""
+    """What the tables show, such as "wer" or "bleu"; see `evaluate`."""
     notes: tuple[str, ...]
     """What was decided for the user while loading the data, to be told at the start."""
 
@@ -41,10 +43,56 @@ class Task(Protocol):
         """Return the scalar loss of one batch."""
 
     def evaluate(self, model: nn.Module, split: Split = "dev") -> dict[str, float]:
-        """Return the metrics on ``split`` ("dev" or "test"), `metric` among them, as fractions."""
+        """Return the metrics on ``split`` ("dev" or "test"), `metric` among them, as fractions.
+
+        What is minimised is the metric; or, where higher is better, "error", which then has to be
+        among them as 1 - metric.
+        """
 
     def example(self) -> tuple[Tensor, ...]:
         """Return the arguments of one inference as a user has it (batch 1), fixed for all time."""
+
+
+@runtime_checkable
+class Embedding(Protocol):
+    """A task whose models have embeddings, which a schedule may prune or leave alone."""
+
+    def embeds(self, name: str) -> bool:
+        """Say of a parameter's dotted name whether it is an embedding or an output layer."""
+
+
+@runtime_checkable
+class Showing(Protocol):
+    """A task that lets a reader judge what a model does."""
+
+    def show(self, model: nn.Module, split: Split = "dev", n: int = 5) -> list[str]:
+        """Return ``n`` examples of a split, each as some lines: what is read, wanted, given."""
+
+
+def prunable(task: Task, schedule: Schedule) -> Callable[[str], bool]:
+    """Return what says of a parameter's dotted name whether this schedule may touch it."""
+    if schedule.embeddings and isinstance(task, Embedding):
+        return lambda name: task.prunable(name) or task.embeds(name)
+    return task.prunable
+
+
+def error(task: Task, metrics: Mapping[str, float]) -> float:
+    """Return what is minimised (see `Task.evaluate`)."""
+    return metrics.get("error", metrics[task.metric])
+
+
+def signatures(task: Task) -> dict[str, str]:
+    """Return how a task's metrics are computed, by metric, as far as it tells."""
+    return dict(getattr(task, "signatures", {}))
+
+
+def default_space(name: str) -> str:
+    """Return the search space that goes with a task: what its class has as ``space``.
+
+    Raises:
+        UserError: There is no such task, or it cannot be imported.
+    """
+    return str(getattr(_kind(name), "space", "hlstm"))
 
 
 def installed() -> dict[str, str]:
@@ -68,6 +116,13 @@ def find(name: str, data: Path | None = None) -> Task:
     Raises:
         UserError: There is no such task, it cannot be imported, or its data is unusable.
     """
+    with _loading(name):
+        task: Task = _kind(name)(data)
+    return task
+
+
+def _kind(name: str) -> Any:
+    """Return a task's class."""
     entries = {entry.name: entry for entry in entry_points(group="gpsearch.tasks")}
     module, colon, kind = name.partition(":")
     if name not in entries and not colon:
@@ -75,13 +130,18 @@ def find(name: str, data: Path | None = None) -> Task:
         raise UserError(f"no task called {name!r}; installed: {known} (or give module:Class)")
     if colon and "" not in sys.path:
         sys.path.insert(0, "")  # as `python -m` has it
+    with _loading(name):
+        return getattr(import_module(module), kind) if colon else entries[name].load()
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Say of whatever goes wrong which task it was."""
     try:
-        found = getattr(import_module(module), kind) if colon else entries[name].load()
-        task: Task = found(data)
+        yield
     except UserError:
         raise
     except Exception as error:
         raise UserError(
             f"task {name!r} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
-    return task

@@ -255,6 +255,12 @@ class SpeechTask:
                 heard += greedy(scores.cpu(), steps.cpu(), self.alphabet)
         return utterances, heard
 
+    def show(self, model: nn.Module, split: Split = "dev", n: int = 5) -> list[str]:
+        """Return ``n`` utterances of a split, spread over all lengths: what is said and heard."""
+        utterances, heard = self.transcribe(model, split)
+        places = [i * len(heard) // n for i in range(min(n, len(heard)))]
+        return [f"said   {utterances[i].text}\nheard  {heard[i]}" for i in places]
+
     def example(self) -> tuple[Tensor, ...]:
         """Return one development utterance of median length, [1, T, 64]."""
         utterances = sorted(self.corpus.split("dev"), key=lambda u: (len(u.levels), u.id))
