@@ -49,6 +49,7 @@ class CaptioningTask:
 
     name = "captioning"
     metric = "cider_d"
+    unit = ""
     space = "captioning"
     signatures: dict[str, str] = {"cider_d": cider.SIGNATURE}  # noqa: RUF012 - read only
 
