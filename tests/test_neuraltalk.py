@@ -82,6 +82,7 @@ def test_compact_keeps_what_is_said(shape):
                     weight[:, :2] = 0
         model.output.weight[:, :2] = 0
     small = compact(model)
+    assert isinstance(small, NeuralTalk)
 
     tokens = torch.randint(WORDS, (2, 5))
     torch.testing.assert_close(small.scores(features, tokens), model.scores(features, tokens))
@@ -93,7 +94,7 @@ def test_state_units_that_nobody_reads_go():
     with torch.no_grad():
         model.layers[0].weight_hh_l0[:, :2] = 0
         model.output.weight[:, :2] = 0
-    assert compact(model).layers[0].hidden_size == 4
+    assert compact(model).get_submodule("layers.0").hidden_size == 4
 
 
 @pytest.mark.parametrize(

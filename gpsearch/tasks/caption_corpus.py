@@ -24,7 +24,7 @@ RAREST = 5
 """Times that a word has to occur in the training captions to be learnt, as in NeuralTalk."""
 HELD_OUT = 0.1
 """Share of the images that a split takes that is not given."""
-FEWEST = {"train": 8, "dev": 2, "test": 2}
+FEWEST: dict[Split, int] = {"train": 8, "dev": 2, "test": 2}
 """The fewest images of a split; CIDEr weighs words by how few images have them."""
 WANTED = (
     "a folder with dataset.json in Karpathy's layout (images with split, filename and tokenised "

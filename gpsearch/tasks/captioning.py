@@ -87,7 +87,7 @@ class CaptioningTask:
         chosen = [self._caption(image, place, epoch, seed) for place, image in enumerate(images)]
         lengths = torch.tensor([float(len(caption)) for caption in chosen])
         order = (lengths + torch.rand(len(lengths), generator=random)).argsort()
-        groups = order.split(training.batch_size)
+        groups = torch.split(order, training.batch_size)
         for group in torch.randperm(len(groups), generator=random).tolist():
             places = groups[group].tolist()
             yield self._batch(

@@ -9,6 +9,8 @@ of 512 on embeddings of 512.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -37,6 +39,8 @@ class NeuralTalk(nn.Module):
     Raises:
         UserError: The norm is one that a decoder cannot have.
     """
+
+    scale: Tensor
 
     def __init__(self, shape: Architecture, features: int, vocabulary: int, longest: int) -> None:
         super().__init__()
@@ -91,8 +95,11 @@ class NeuralTalk(nn.Module):
         """Return the state after the image, before the first token."""
         zeros = features.new_zeros
         empty = tuple(
-            (zeros(len(features), layer.hidden_size), zeros(len(features), layer.hidden_size))
-            for layer in self.layers
+            (
+                zeros(len(features), int(layer.hidden_size)),
+                zeros(len(features), int(layer.hidden_size)),
+            )
+            for layer in cast("list[HLSTM]", list(self.layers))
         )
         return self._through_layers(self._seen(features), empty)[1]
 
