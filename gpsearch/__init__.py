@@ -22,7 +22,7 @@ A map, in reading order:
     profiling   `measure`: a model on a device; `find_device`: a device by its name
     candidate   one point of a search space: architecture, schedule, training
     space       a search space: a TOML file that suggests candidates
-    tasks       what a candidate is trained to do: speech, translation
+    tasks       what a candidate is trained to do: speech, translation, captioning
     objectives  what is minimised, and what must stay below a limit
     pareto      which of many costs no other is better than
     settings    the flags of ``gpsearch run``

@@ -220,7 +220,8 @@ def train(
     (folder / "checkpoint.pt").unlink()
     scores = {split: learned.evaluate(deployed, split) for split in ("dev", "test")}
     for split, metrics in scores.items():
-        typer.echo(f"{split}: " + ", ".join(f"{k} {v:.2%}" for k, v in metrics.items()))
+        told = (f"{k} {tasks.score_text(k, v, learned)}" for k, v in metrics.items())
+        typer.echo(f"{split}: " + ", ".join(told))
     typer.echo(f"model: {folder / 'model.pt'}")
 
 

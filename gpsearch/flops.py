@@ -11,7 +11,7 @@ import copy
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -188,7 +188,7 @@ def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
         warnings.simplefilter("ignore")
         from fvcore.nn import FlopCountAnalysis, jit_handles
 
-        analysis = FlopCountAnalysis(model, inputs).clear_op_handles()
+        analysis = FlopCountAnalysis(_Kept(model), inputs).clear_op_handles()
         analysis.set_op_handle("aten::_convolution", jit_handles.conv_flop_jit)
         analysis.set_op_handle("aten::einsum", jit_handles.einsum_flop_jit)
         analysis.set_op_handle(**_own_handles(jit_handles.get_shape))
@@ -201,6 +201,38 @@ def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
             "use the recurrent modules of torch.nn or gpsearch"
         )
     return total
+
+
+class _Kept(nn.Module):
+    """A model that returns what its weighted modules do, too.
+
+    The tracer drops whatever no output depends on; a decoder that chooses words leaves the trace.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        kept: list[Tensor] = []
+        modules = [module for module in self.modules() if isinstance(module, _WEIGHTED)]
+        hooks = [
+            module.register_forward_hook(lambda _m, _args, out: kept.extend(_tensors(out)))
+            for module in modules
+        ]
+        result = self.model(*inputs)
+        for hook in hooks:
+            hook.remove()
+        return [*kept, *_tensors(result)]
+
+
+def _tensors(out: Any) -> Iterator[Tensor]:
+    """Yield the tensors of floats in an output, however nested; lengths and words stay out."""
+    if isinstance(out, Tensor) and out.is_floating_point():
+        yield out
+    elif isinstance(out, tuple | list | dict):
+        for one in out.values() if isinstance(out, dict) else out:
+            yield from _tensors(one)
 
 
 def _own_handles(shape: Callable[[Any], list[int]]) -> dict[str, Handle]:

@@ -263,6 +263,7 @@ class Search:
         return {
             "state": "complete",
             "metric": self.task.metric,
+            "metric_unit": tasks.unit(self.task),
             **metrics,
             "error": tasks.error(self.task, metrics),
             **columns(reading),

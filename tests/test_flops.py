@@ -269,3 +269,25 @@ def test_buffers_are_stored_too() -> None:
     model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5))
     # 6*5 + 5 weights, 5 + 5 of the norm, and its two running statistics; its counter is no float
     assert values(model, torch.zeros(2, 6))["weight_bytes"] == 4 * (35 + 10 + 10)
+
+
+class Chooser(nn.Module):
+    """Says three words, each chosen outside of torch, as a beam search does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.cell = nn.Embedding(9, 5), HLSTMCell(5, 5, gate_hidden=(4,))
+        self.image, self.out = nn.Linear(7, 5), nn.Linear(5, 9)
+
+    def forward(self, features: Tensor) -> Tensor:
+        state, said = self.cell(self.image(features)), []
+        for _ in range(3):
+            said.append(self.out(state[0]).argmax(-1).tolist())
+            state = self.cell(self.words(torch.tensor(said[-1])), state)
+        return torch.tensor(said)
+
+
+def test_products_count_though_what_they_choose_leaves_the_trace() -> None:
+    found = values(Chooser(), torch.zeros(1, 7))
+    cell = 4 * ((5 + 5) * 4 + 4 * 5)
+    assert found["flops_dense"] == 2 * (7 * 5 + 4 * cell + 3 * 5 * 9)

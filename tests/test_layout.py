@@ -63,8 +63,8 @@ OF_THE_WHOLE = {"test_layout", "test_packaging", "test_readme", "test_plugin_ins
 """Test files of no single module."""
 
 HEAVY = (
-    "fvcore", "jiwer", "matplotlib", "optuna", "pandas", "plotly", "sacrebleu", "sacremoses",
-    "sentencepiece", "soundfile", "soxr",
+    "fvcore", "h5py", "jiwer", "matplotlib", "optuna", "pandas", "plotly", "pycocoevalcap",
+    "sacrebleu", "sacremoses", "scipy", "sentencepiece", "soundfile", "soxr",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -149,6 +150,18 @@ def test_a_metric_that_rises_is_shown_as_users_know_it_and_its_fall_is_minimised
     assert "29.00" in text
     assert "69.00" not in text
     assert results(tmp_path).error == "WER"
+
+
+def test_a_metric_that_is_no_fraction_is_told_as_it_is(tmp_path: Path) -> None:
+    given: Row = {"metric": "cider_d", "metric_unit": "", "cider_d": 0.45, "error": 1 / 1.45}
+    found = replace(results(tmp_path), rows=[ROWS[0] | given, *ROWS[1:]])
+
+    assert (found.metric, found.unit) == ("CIDER_D", "")
+    assert found.error == "error, which falls as CIDER_D rises,"
+    assert found.score_text(found.rows[0]) == "0.450"
+    assert found.score_text(found.rows[0], "test") == "-"
+    assert "CIDER_D %" not in report.front_text(found, "table")
+    assert " 0.450 " in report.front_text(found, "table")
 
 
 # Tables

@@ -314,8 +314,8 @@ def _hover(results: Results, point: Point) -> str:
     lines = [f"<b>trial {point.trial}</b> {point.baseline.replace('_', ' ')} ({point.rank})"]
     lines += [results.candidates[point.trial].in_short()]
     for split, what in (("dev", ""), ("test", " on the test split")):
-        if (score := results.score(row, split)) is not None:
-            lines += [f"{results.metric}{what} {score:.2%}"]
+        if results.score(row, split) is not None:
+            lines += [f"{results.metric}{what} {results.score_text(row, split)}{results.unit}"]
     for goal in results.costs:
         fewer = results.fewer(point.trial, goal)
         ratio = f", {fewer:.3g}x fewer" if fewer else ""

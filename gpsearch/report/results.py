@@ -119,16 +119,30 @@ class Results:
 
     @property
     def error(self) -> str:
-        """What is minimised: the metric, or "1 - BLEU" where higher is better."""
+        """What is minimised: the metric, or "1 - BLEU" or the like where higher is better."""
         rising = any(self.score(self.rows[i]) != self.rows[i]["error"] for i in self.complete)
+        if rising and not self.unit:
+            return f"error, which falls as {self.metric} rises,"
         return f"1 - {self.metric}" if rising else self.metric
+
+    @property
+    def unit(self) -> str:
+        """Return "%" where the metric is a fraction, and "" where it is a score of its own."""
+        return next((str(self.rows[i].get("metric_unit", "%")) for i in self.complete), "%")
+
+    def score_text(self, row: Row, split: str = "dev") -> str:
+        """Return a row's metric on a split in `unit`; "-" if it is unknown."""
+        value = self.score(row, split)
+        if value is None:
+            return "-"
+        return f"{value * 100:.2f}" if self.unit else f"{value:.3f}"
 
     @property
     def _metric(self) -> str:
         return next((str(self.rows[i].get("metric") or "") for i in self.complete), "")
 
     def score(self, row: Row, split: str = "dev") -> float | None:
-        """Return a row's metric on a split, as a fraction; None if it is unknown."""
+        """Return a row's metric on a split; None if it is unknown."""
         of_split = "" if split == "dev" else f"{split}_"
         value = row.get(f"{of_split}{self._metric}", row.get(f"{of_split}error"))
         return None if value is None else float(value)

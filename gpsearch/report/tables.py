@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpsearch.objectives import Objective
 from gpsearch.report.results import COSTS, Results
@@ -20,6 +20,7 @@ MEASURED = (
 )  # fmt: skip
 NOTES = (
     "candidate", "baseline", "feasible", "violation", "reason", "flags", "train_s", "metric",
+    "metric_unit",
 )  # fmt: skip
 """Columns of trials.csv behind the measured ones."""
 ALWAYS = ("latency", "flops", "params")
@@ -99,7 +100,7 @@ def _table(results: Results) -> str:
     table.add_column("trial", justify="right")
     table.add_column("candidate", min_width=24)
     for split in ("dev", "test") if tested else ("dev",):
-        table.add_column(f"{split}\n{results.metric} %", justify="right")
+        table.add_column(f"{split}\n{results.metric} {results.unit}".rstrip(), justify="right")
     for goal in costs:
         table.add_column(f"{goal.title}\n{goal.unit}", justify="right")
         table.add_column("x\nfewer", justify="right")
@@ -121,7 +122,7 @@ def _cells(results: Results, trial: int, costs: list[Objective], tested: bool) -
     cells = ["*" if trial in results.front else "", str(trial)]
     cells += [f"{name}  [{baseline}]".replace("[", r"\[") if baseline else name]
     splits = ("dev", "test") if tested else ("dev",)
-    cells += [_percent(results.score(row, split)) for split in splits]
+    cells += [results.score_text(row, split) for split in splits]
     for goal in costs:
         cells += [cost_text(row, goal), _times(results.fewer(trial, goal))]
     return cells
@@ -176,10 +177,6 @@ def _constraints(results: Results) -> str:
     best = min(known, key=lambda trial: known[trial])
     what = results.candidates[best].in_short()
     return f"{line}; nearest is trial {best} ({what}), {known[best]:.0%} above a limit"
-
-
-def _percent(value: Any) -> str:
-    return "-" if value is None else f"{value * 100:.2f}"
 
 
 def _times(value: float | None) -> str:

@@ -46,7 +46,8 @@ class Task(Protocol):
         """Return the metrics on ``split`` ("dev" or "test"), `metric` among them, as fractions.
 
         What is minimised is the metric; or, where higher is better, "error", which then has to be
-        among them as 1 - metric.
+        among them as 1 - metric, or as what else falls towards 0. A task whose metric is no
+        fraction says ``unit = ""``.
         """
 
     def example(self) -> tuple[Tensor, ...]:
@@ -79,6 +80,17 @@ def prunable(task: Task, schedule: Schedule) -> Callable[[str], bool]:
 def error(task: Task, metrics: Mapping[str, float]) -> float:
     """Return what is minimised (see `Task.evaluate`)."""
     return metrics.get("error", metrics[task.metric])
+
+
+def unit(task: Task) -> str:
+    """Return "%" where a task's metric is a fraction, and "" where it is a score of its own."""
+    return str(getattr(task, "unit", "%"))
+
+
+def score_text(name: str, value: float, task: Task) -> str:
+    """Return one of a task's metrics for people: "31.20%", or "0.450" where it is no fraction."""
+    own = name.startswith(task.metric) and unit(task) != "%"
+    return f"{value:.3f}" if own else f"{value:.2%}"
 
 
 def signatures(task: Task) -> dict[str, str]:
