@@ -31,6 +31,7 @@ A map, in reading order:
     study       the results folder
     deploy      a finished model: saved, loaded, measured again in a fresh process
     remeasured  a front measured again, here or on another device
+    reproduce   the rows of the paper's comparison, trained and measured here
     report      tables and pictures of a results folder
     progress    what a person sees while a search works
     cli         the commands

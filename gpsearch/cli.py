@@ -226,6 +226,52 @@ def train(
 
 
 @app.command()
+def reproduce(
+    task: Annotated[str, typer.Argument(help="speech, translation, captioning, or your own.")],
+    scale: Annotated[
+        str, typer.Option(help="small: the task's own space; paper: at the paper's size.")
+    ] = "small",
+    space: Annotated[
+        str | None, typer.Option(help="Space whose [rows] are trained, if not the scale's.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of every row.")] = 3,
+    row: Annotated[
+        list[str] | None, typer.Option(help="Only this row for now; repeatable.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The task's data, if not the package's.")
+    ] = None,
+    device: Device = "cpu",
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Epochs of every training, if not the space's.")
+    ] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that train.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; results/reproduce-TASK-SCALE if not given.")
+    ] = None,
+) -> None:
+    """Train and measure the rows of the paper's comparison; one that was interrupted goes on."""
+    import torch
+
+    from gpsearch import report, tasks
+    from gpsearch.progress import RowProgress
+    from gpsearch.reproduce import Comparison, Reproduction
+
+    chosen = space or tasks.space_of(task, scale)
+    where = str(data.resolve()) if data else ""
+    comparison = Comparison(task, chosen, scale, where, device, seeds, epochs)
+    folder = out or RESULTS / re.sub(r"[^\w.-]+", "_", f"reproduce-{task}-{scale}")
+    found = Reproduction.begin(folder, comparison)
+    torch.set_num_threads(threads)
+    with _resumable("the same command"):
+        for _ in found.run(RowProgress(), row or ()):
+            report.write_rows(found)
+    report.write_rows(found)
+    typer.echo(report.table(found), nl=False)
+    typer.echo(f"results: {folder}")
+
+
+@app.command()
 def profile(
     model: Annotated[
         Path | None, typer.Argument(help="A folder with model.pt, or a candidate's TOML file.")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpsearch import profiling
+from gpsearch.candidate import Candidate
 from gpsearch.errors import UserError
 from gpsearch.objectives import OBJECTIVES
 from gpsearch.profiling import Quantity, Reading
@@ -107,6 +108,26 @@ def again_line(trial: int, reading: Reading) -> str:
     latency, ratio = reading["latency_s"], reading["latency_ratio"]
     text = f"trial {trial}: latency {latency.number * 1e3:.3g} ms, {ratio.number:.3f} x"
     return "; ".join([f"{text} {reading.reference}", *reading.flags])
+
+
+class RowProgress:
+    """Tells of a reproduction's rows, a line at a time."""
+
+    def row_begins(self, name: str, seed: int, candidate: Candidate) -> None:
+        """Say what is trained."""
+        print(f"{name}, seed {seed}  {candidate.in_short()}", file=sys.stderr, flush=True)
+
+    def epoch_ends(self, epoch: Epoch, epochs: int) -> None:
+        """Say what an epoch came to."""
+        print(f"  {epoch_line(epoch, epochs)}", file=sys.stderr, flush=True)
+
+    def row_ends(self, row: Row) -> None:
+        """Say what the row came to."""
+        text = f"{row['row']}, seed {row['seed']}: {row['metric']} "
+        scores = " dev, ".join(
+            f"{row[f'{split}_' + row['metric']]:.4f}" for split in ("dev", "test")
+        )
+        print(f"{text}{scores} test", file=sys.stderr, flush=True)
 
 
 def step_line(step: Step) -> str:

@@ -67,7 +67,7 @@ class Study:
         try:
             (folder / "trials").mkdir(parents=True, exist_ok=True)
             write_text(folder / "space.toml", space.text)
-            write_text(folder / "environment.json", json.dumps(_environment(), indent=2) + "\n")
+            write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
             write_text(folder / "config.toml", settings.to_toml())
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
@@ -236,7 +236,8 @@ def facts_json(facts: DeviceFacts) -> str:
     return json.dumps({**rows, "unavailable": dict(facts.unavailable)}, indent=2) + "\n"
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """Return with what results are made, for environment.json."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -29,7 +29,7 @@ FLOORS = (
     {"staircase"},
     {"study"},
     {"deploy"},
-    {"remeasured"},
+    {"remeasured", "reproduce"},
     {"search", "report", "progress"},
     {"cli"},
     {"__init__", "__main__"},

@@ -7,6 +7,7 @@ from gpsearch.report.comparison import Comparison, comparison_text
 from gpsearch.report.paired import draw_comparison
 from gpsearch.report.picture import draw_html, draw_png
 from gpsearch.report.results import Results
+from gpsearch.report.rows import table, write_rows
 from gpsearch.report.stairs import draw_staircase
 from gpsearch.report.tables import front_rows, front_text, trials
 
@@ -20,8 +21,10 @@ __all__ = [
     "draw_staircase",
     "front_rows",
     "front_text",
+    "table",
     "trials",
     "write",
+    "write_rows",
 ]
 
 

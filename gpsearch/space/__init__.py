@@ -44,6 +44,8 @@ class Space:
     """What every key may be."""
     overrides: Mapping[str, Mapping[str, Any]]
     """What the baselines have other than the parameters' defaults, by the parameters' names."""
+    rows: Mapping[str, Mapping[str, Any]]
+    """The same for the rows of the paper's comparison ([rows.NAME]), which a search ignores."""
 
     @classmethod
     def read(cls, name_or_path: str) -> Space:
@@ -57,7 +59,8 @@ class Space:
     @classmethod
     def _of(cls, file: SpaceFile) -> Space:
         parameters = file.parameters()
-        return cls(file.where, file.text, parameters, file.overrides(parameters))
+        baselines, rows = file.baselines(parameters), file.overrides("rows", parameters)
+        return cls(file.where, file.text, parameters, baselines, rows)
 
     @property
     def unsnapped(self) -> dict[str, tuple[int, int, int]]:
@@ -90,11 +93,15 @@ class Space:
         if epochs < 1:
             raise UserError(f"--epochs: {epochs} should be 1 or more")
         fixed = Parameter(("training", "epochs"), Fixed(epochs))
-        kept = {
-            name: {key: value for key, value in rows.items() if key != fixed.name}
-            for name, rows in self.overrides.items()
-        }
-        return replace(self, parameters={**self.parameters, fixed.keys: fixed}, overrides=kept)
+        kept = [
+            {
+                name: {key: value for key, value in changes.items() if key != fixed.name}
+                for name, changes in table.items()
+            }
+            for table in (self.overrides, self.rows)
+        ]
+        parameters = {**self.parameters, fixed.keys: fixed}
+        return replace(self, parameters=parameters, overrides=kept[0], rows=kept[1])
 
     def suggest(self, trial: Trial) -> Candidate:
         """Build the candidate that a trial proposes, asking it for nothing that has no meaning."""
@@ -127,6 +134,16 @@ class Space:
     def baseline_candidates(self) -> dict[str, Candidate]:
         """Return the baselines."""
         return {name: self.candidate(rows) for name, rows in self.overrides.items()}
+
+    def row_candidates(self) -> dict[str, Candidate]:
+        """Return the rows of the paper's comparison; the others are compared with the first.
+
+        Raises:
+            UserError: The space has none.
+        """
+        if not self.rows:
+            raise UserError(f"{self.where}: has no [rows.NAME]; `gpsearch reproduce` needs them")
+        return {name: self.candidate(changes) for name, changes in self.rows.items()}
 
     def _defaults(self) -> dict[str, Any]:
         return {one.name: one.values.default for one in self.parameters.values()}

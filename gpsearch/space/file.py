@@ -19,7 +19,7 @@ from gpsearch.schedule import SCHEDULES
 from gpsearch.space.values import Keys, Parameter, Range, Snapped, parse
 
 KNOWN = ", ".join(SCHEDULES)
-TABLES = ("architecture", "schedule", "training", "baselines", "snapped")
+TABLES = ("architecture", "schedule", "training", "baselines", "rows", "snapped")
 SNAPPING = ("hidden_size", "gate_width")
 """Keys of the architecture that can snap to a device's steps."""
 
@@ -70,22 +70,35 @@ class SpaceFile:
         self._check_corners(found)
         return found
 
-    def overrides(self, parameters: Mapping[Keys, Parameter]) -> dict[str, dict[str, Any]]:
+    def baselines(self, parameters: Mapping[Keys, Parameter]) -> dict[str, dict[str, Any]]:
         """Return what every baseline has other than the defaults, by the parameters' names.
 
         Raises:
             UserError: There is no baseline, or one lies outside the space.
         """
-        tables = self.tables.get("baselines")
-        if not isinstance(tables, dict) or not tables:
+        found = self.overrides("baselines", parameters)
+        if not found:
             raise UserError(f"{self.where}: has no [baselines.NAME]; results need one to compare")
+        return found
+
+    def overrides(
+        self, table: str, parameters: Mapping[Keys, Parameter]
+    ) -> dict[str, dict[str, Any]]:
+        """Return what the candidates in a table have other than the defaults, by their names.
+
+        Raises:
+            UserError: A candidate lies outside the space.
+        """
+        tables = self.tables.get(table, {})
+        if not isinstance(tables, dict):
+            raise self._fault((table,), f"{table} should be a table")
         found: dict[str, dict[str, Any]] = {}
         for name, rows in tables.items():
             if not isinstance(rows, dict):
-                raise self._fault(("baselines", name), f"{name} should be a table")
+                raise self._fault((table, name), f"{name} should be a table")
             found[name] = {}
             for keys, value in _leaves(rows):
-                self._check_override(name, keys, value, parameters)
+                self._check_override((table, name), keys, value, parameters)
                 values = parameters[keys].values
                 snapped = values.edge(value) if isinstance(values, Snapped) else value
                 found[name][parameters[keys].name] = snapped
@@ -179,9 +192,9 @@ class SpaceFile:
                     raise self._fault(named[0].keys, str(error).strip()) from error
 
     def _check_override(
-        self, baseline: str, keys: Keys, value: Any, parameters: Mapping[Keys, Parameter]
+        self, table: Keys, keys: Keys, value: Any, parameters: Mapping[Keys, Parameter]
     ) -> None:
-        at, dotted = ("baselines", baseline, *keys), ".".join(keys)
+        at, dotted = (*table, *keys), ".".join(keys)
         if keys not in parameters:
             near = difflib.get_close_matches(dotted, [".".join(one) for one in parameters], 1)
             mend = f"; did you mean {near[0]}?" if near else ""

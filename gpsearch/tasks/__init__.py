@@ -107,6 +107,20 @@ def default_space(name: str) -> str:
     return str(getattr(_kind(name), "space", "hlstm"))
 
 
+def space_of(name: str, scale: str) -> str:
+    """Return the search space of a task at a scale: "small", its own, or "paper".
+
+    Raises:
+        UserError: There is no such task or scale, or the task has no space at the paper's size.
+    """
+    if scale not in ("small", "paper"):
+        raise UserError(f"--scale {scale!r} is none of small, paper")
+    found = default_space(name) if scale == "small" else getattr(_kind(name), "paper_space", None)
+    if found is None:
+        raise UserError(f"task {name!r} names no space at the paper's size; give one by --space")
+    return str(found)
+
+
 def installed() -> dict[str, str]:
     """Return the installed tasks' names, each with what its class says of itself."""
     found = {}

@@ -51,6 +51,7 @@ class CaptioningTask:
     metric = "cider_d"
     unit = ""
     space = "captioning"
+    paper_space = "neuraltalk"
     signatures: dict[str, str] = {"cider_d": cider.SIGNATURE}  # noqa: RUF012 - read only
 
     def __init__(self, data: Path | None = None) -> None:

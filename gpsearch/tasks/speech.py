@@ -155,6 +155,7 @@ class SpeechTask:
 
     name = "speech"
     metric = "wer"
+    paper_space = "deepspeech2"
 
     def __init__(self, data: Path | None = None) -> None:
         self.corpus = corpora.load_an4() if data is None else corpora.load(data)

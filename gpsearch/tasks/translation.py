@@ -58,6 +58,7 @@ class TranslationTask:
     name = "translation"
     metric = "bleu"
     space = "translation"
+    paper_space = "seq2seq"
 
     def __init__(self, data: Path | None = None) -> None:
         self.corpus: Bitext = load(data)

@@ -1,0 +1,117 @@
+"""The paper's rows on the toy task: what is finished is kept, what is left is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpsearch import UserError, report
+from gpsearch.candidate import Candidate
+from gpsearch.reproduce import Comparison, Reproduction
+from gpsearch.space import Space, built_in
+from gpsearch.study import Row
+from gpsearch.train import Epoch
+from tests.toy import ToyTask
+
+TOY = Path(__file__).with_name("toy.toml")
+ROWS = """
+[rows.dense_lstm]
+architecture.gate_depth = 0
+schedule.name = "dense"
+
+[rows.gp_hlstm]
+schedule.name = "gp"
+"""
+
+
+class Notes:
+    """What a listener was told."""
+
+    def __init__(self, stop_after: int = 1000) -> None:
+        self.begun: list[tuple[str, int]] = []
+        self.epochs, self.stop_after = 0, stop_after
+
+    def row_begins(self, name: str, seed: int, candidate: Candidate) -> None:
+        self.begun.append((name, seed))
+
+    def epoch_ends(self, epoch: Epoch, epochs: int) -> None:
+        self.epochs += 1
+        if self.epochs == self.stop_after:
+            raise KeyboardInterrupt
+
+    def row_ends(self, row: Row) -> None:
+        pass
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Comparison:
+    space = tmp_path / "rows.toml"
+    space.write_text(TOY.read_text() + ROWS)
+    task, device = f"{ToyTask.__module__}:ToyTask", "tests.toy:ToyDevice"
+    return Comparison(task, str(space), "small", device=device, seeds=2, epochs=3)
+
+
+def test_every_row_is_trained_with_every_seed(tmp_path: Path, comparison: Comparison) -> None:
+    found = Reproduction.begin(tmp_path / "out", comparison)
+    rows = list(found.run(Notes()))
+    assert [(row["row"], row["seed"]) for row in rows] == [
+        ("dense_lstm", 0), ("gp_hlstm", 0), ("dense_lstm", 1), ("gp_hlstm", 1),
+    ]  # fmt: skip
+    assert all(0 <= row["test_error"] <= 1 and row["latency_ratio"] > 0 for row in rows)
+    report.write_rows(found)
+    text = (found.folder / "table.md").read_text()
+    assert "| gp_hlstm | " in text
+    assert (found.folder / "table.png").stat().st_size > 1000
+    assert len((found.folder / "rows.csv").read_text().splitlines()) == 5
+
+
+def test_what_was_interrupted_goes_on_and_ends_in_the_same_numbers(
+    tmp_path: Path, comparison: Comparison
+) -> None:
+    whole = list(Reproduction.begin(tmp_path / "whole", comparison).run(Notes()))
+    parts, folder = Notes(stop_after=5), tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        list(Reproduction.begin(folder, comparison).run(parts))
+    again = Notes()
+    list(Reproduction.begin(folder, comparison).run(again))
+    assert parts.begun == [("dense_lstm", 0), ("gp_hlstm", 0)]
+    assert again.begun == [("gp_hlstm", 0), ("dense_lstm", 1), ("gp_hlstm", 1)]
+    assert again.epochs == 3 + 3 + 1
+
+    def scores(rows: list[Row]) -> list[Row]:
+        of_interest = ("row", "seed", "dev_err", "test_err", "params_nonzero")
+        return sorted(({k: row[k] for k in of_interest} for row in rows), key=str)
+
+    assert scores(Reproduction(folder).rows()) == scores(whole)
+
+
+def test_rows_can_be_done_one_at_a_time(tmp_path: Path, comparison: Comparison) -> None:
+    found, notes = Reproduction.begin(tmp_path / "out", comparison), Notes()
+    list(found.run(notes, only=["gp_hlstm"]))
+    assert notes.begun == [("gp_hlstm", 0), ("gp_hlstm", 1)]
+    with pytest.raises(UserError, match="no such row; there are: dense_lstm, gp_hlstm"):
+        list(found.run(notes, only=["hlstm"]))
+
+
+def test_another_comparison_needs_another_folder(tmp_path: Path, comparison: Comparison) -> None:
+    Reproduction.begin(tmp_path / "out", comparison)
+    other = Comparison(**{**vars(comparison), "seeds": 3})
+    with pytest.raises(UserError, match="another --out"):
+        Reproduction.begin(tmp_path / "out", other)
+
+
+def test_a_space_without_rows_cannot_be_reproduced(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no \[rows.NAME\]"):
+        Reproduction.begin(tmp_path / "out", Comparison("toy", str(TOY), "small"))
+
+
+@pytest.mark.parametrize("name", sorted(built_in()))
+def test_the_rows_of_a_built_in_space_are_the_paper_s(name: str) -> None:
+    rows = Space.read(name).rows
+    if rows:
+        assert list(rows) == [
+            "dense_lstm", "dense_hlstm", "narrow_hlstm", "gp_lstm", "pruned_hlstm",
+            "gp_hlstm_compact", "gp_hlstm_accurate",
+        ]  # fmt: skip
+        assert all(Space.read(name).row_candidates().values())
