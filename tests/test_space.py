@@ -18,7 +18,7 @@ from gpsearch.schedule import GMP, GP, SCHEDULES
 from gpsearch.space import Space, built_in
 from gpsearch.tasks.speech import SpeechModel
 
-NAMES = ("deepspeech2", "hlstm", "lstm")
+NAMES = ("deepspeech2", "hlstm", "lstm", "seq2seq", "translation")
 
 SMALL = """\
 [architecture]
