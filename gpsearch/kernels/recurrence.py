@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from gpsearch.kernels.compiled import compiled
 from gpsearch.kernels.fused import fused
@@ -39,6 +40,10 @@ def recurrence(
     have patterns; or else the fused way in torch. Tracing and compiling need plain operations, and
     so do gate norms; on a GPU the fused way is untested.
     """
+    if not _traced() and has_torch_function_unary(h0):
+        # What watches torch's functions (gpsearch.exporting does) sees this one as a whole.
+        watched: tuple[Tensor, Tensor] = handle_torch_function(recurrence, (h0,), xs, h0, c0, gates)
+        return watched
     kernels = kernels_for(h0)
     if gates[0].norms or h0.device.type != "cpu" or _traced():
         return plain(xs, h0, c0, gates)
