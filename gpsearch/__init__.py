@@ -19,6 +19,7 @@ A map, in reading order:
     compact     `compact`: the smallest module with equal outputs
     compact_units  which units a model has, who makes them and who reads them
     flops       how many FLOPs and weights a model has
+    exporting   a model as a flat program, for devices without torch: numpy, ONNX
     profiling   `measure`: a model on a device; `find_device`: a device by its name
     candidate   one point of a search space: architecture, schedule, training
     space       a search space: a TOML file that suggests candidates

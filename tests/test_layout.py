@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"errors"},
     {"files", "kernels"},
-    {"gated"},
+    {"gated", "exporting"},
     {"cell", "blocks", "mask", "schedule", "pareto", "profiling"},
     {"candidate", "groups", "grow", "prune", "compact_units", "flops", "objectives"},
     {"block_masks", "unit_masks"},
@@ -55,16 +55,22 @@ SEEN_THROUGH = {
     "profiling.host": "test_host",
     "profiling.rapl": "test_rapl",
     "space": "test_space",
+    "exporting.agent": "test_agent",
+    "exporting.onnx": "test_profilers_onnx",
+    "exporting": "test_exporting",
     "profilers.cpu": "test_profilers_cpu",
     "profilers.gpu": "test_profilers_gpu",
+    "profilers.remote": "test_profilers_remote",
+    "profilers.onnx": "test_profilers_onnx",
+    "profilers.pt2": "test_profilers_pt2",
 }
 """Modules, or packages as a whole, without a test file of their own name: the one they have."""
 OF_THE_WHOLE = {"test_layout", "test_packaging", "test_readme", "test_plugin_install"}
 """Test files of no single module."""
 
 HEAVY = (
-    "fvcore", "h5py", "jiwer", "matplotlib", "optuna", "pandas", "plotly", "pycocoevalcap",
-    "sacrebleu", "sacremoses", "scipy", "sentencepiece", "soundfile", "soxr",
+    "fvcore", "h5py", "jiwer", "matplotlib", "onnx", "onnxruntime", "optuna", "pandas", "plotly",
+    "pycocoevalcap", "sacrebleu", "sacremoses", "scipy", "sentencepiece", "soundfile", "soxr",
 )  # fmt: skip
 
 

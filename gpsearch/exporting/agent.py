@@ -9,6 +9,8 @@ leads to the device. A request is a line, and so is its answer; nothing else is 
 What goes wrong is answered by {"error": "busy" | "unsupported" | "failed", "reason": ...}.
 """
 
+from __future__ import annotations
+
 import base64
 import contextlib
 import hashlib
@@ -16,16 +18,24 @@ import json
 import os
 import platform
 import re
+import signal
 import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator, TextIO
 
-for _pool in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM"):
-    os.environ.setdefault(_pool + "_NUM_THREADS", "1")  # read when numpy is imported
+if __name__ == "__main__":
+    for _pool in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM"):
+        os.environ[_pool + "_NUM_THREADS"] = "1"  # they are read when numpy is imported
 
 import numpy as np
+
+Array = Any
+"""A numpy array; old versions of numpy cannot say of what."""
+Json = Any
 
 KEPT_BYTES = 256 << 20
 """Of weights that stay on the device for their next measurement."""
@@ -52,7 +62,7 @@ class Program:
         blob: All constants, one after the other.
     """
 
-    def __init__(self, facts, blob):
+    def __init__(self, facts: Json, blob: bytes) -> None:
         self.inputs, self.outputs = facts["inputs"], facts["outputs"]
         self.constants = dict(zip(facts["constants"], arrays(facts["constants"].values(), blob)))
         last = {name: i for i, op in enumerate(facts["ops"]) for name in op["in"]}
@@ -62,7 +72,7 @@ class Program:
             dead = [name for name in set(op["in"]) if last[name] == i and name not in kept]
             self.steps.append((self._function(op), op["in"], op["out"], dead))
 
-    def run(self, *inputs):
+    def run(self, *inputs: Array) -> list[Array]:
         """Return the outputs."""
         values = dict(self.constants)
         values.update(zip(self.inputs, inputs))
@@ -73,7 +83,7 @@ class Program:
             values.update(zip(results, found if len(results) > 1 else (found,)))
         return [values[name] for name in self.outputs]
 
-    def _function(self, op):
+    def _function(self, op: Json) -> Callable[..., Any]:
         attributes = {key: op[key] for key in op if key not in ("op", "in", "out")}
         if op["op"] not in OPERATIONS:
             raise Unsupported("the agent knows no operation " + op["op"])
@@ -83,7 +93,7 @@ class Program:
         return lambda *values: function(*values, **attributes)
 
 
-def arrays(layout, blob):
+def arrays(layout: Iterable[Json], blob: bytes) -> list[Array]:
     """Cut arrays out of bytes."""
     return [
         np.frombuffer(blob, one["dtype"], int(np.prod(one["shape"])), one["offset"]).reshape(
@@ -96,8 +106,17 @@ def arrays(layout, blob):
 class Cell:
     """One direction of a recurrent layer: four gates, each zero or more hidden layers deep."""
 
-    def __init__(self, constants, ih, hh, bias, dense=(), norms=(), activation="relu"):
-        def get(name):
+    def __init__(
+        self,
+        constants: dict[str, Array],
+        ih: str,
+        hh: str,
+        bias: str | None,
+        dense: Iterable[Json] = (),
+        norms: Iterable[Json] = (),
+        activation: str = "relu",
+    ) -> None:
+        def get(name: str | None) -> Array:
             return None if name is None else constants[name]
 
         self.ih, self.hh = (np.ascontiguousarray(get(name).T) for name in (ih, hh))
@@ -108,21 +127,21 @@ class Cell:
         self.first = 4 * self.dense[0][0].shape[1] if dense else 0
         self.half = np.array([0.5, 0.5, 1, 0.5], self.hh.dtype).reshape(4, 1, 1)
 
-    def run(self, xs, h, c):
+    def run(self, xs: Array, h: Array, c: Array) -> tuple[Array, Array]:
         """Return h and c at every step."""
         steps, batch = xs.shape[:2]
         products = xs.reshape(steps * batch, -1) @ self.ih
         if self.bias is not None:
             products += self.bias
         products = products.reshape(steps, batch, -1)
-        hs = np.empty((steps,) + h.shape, h.dtype)
+        hs = np.empty((steps, *h.shape), h.dtype)
         cs = np.empty_like(hs)
         for t in range(steps):
             h, c = self._step(products[t] + h @ self.hh, c)
             hs[t], cs[t] = h, c
         return hs, cs
 
-    def _step(self, z, c):
+    def _step(self, z: Array, c: Array) -> tuple[Array, Array]:
         gates = _per_gate(z[:, self.first :]) if z.shape[1] > self.first else 0
         if self.dense:
             gates = self._hidden(_per_gate(z[:, : self.first])) + gates
@@ -131,7 +150,7 @@ class Cell:
         c = (0.5 * f + 0.5) * c + (0.5 * i + 0.5) * g
         return (0.5 * o + 0.5) * np.tanh(c), c
 
-    def _hidden(self, a):
+    def _hidden(self, a: Array) -> Array:
         for j, (weight, bias) in enumerate(self.dense):
             if self.norms:
                 a = layer_norm(a, *self.norms[j], axes=1, eps=1e-5)
@@ -141,33 +160,35 @@ class Cell:
         return a
 
 
-def _per_gate(z):
+def _per_gate(z: Array) -> Array:
     return z.reshape(len(z), 4, -1).transpose(1, 0, 2)
 
 
-def _last_two_swapped(weight):
+def _last_two_swapped(weight: Array) -> Array:
     return np.ascontiguousarray(weight.transpose(0, 2, 1))
 
 
-def _rows(vector):
+def _rows(vector: Array) -> Array:
     return None if vector is None else vector[:, None, :]
 
 
-def recurrence(*values, cells):
+def recurrence(*values: Array, cells: list[Cell]) -> tuple[Array, Array]:
     """Run the directions of a layer, each over its own input; h and c ``[dir, time, batch, H]``."""
     xs, (h0, c0) = values[:-2], values[-2:]
     runs = [cell.run(x, h, c) for cell, x, h, c in zip(cells, xs, h0, c0)]
     return np.stack([hs for hs, _ in runs]), np.stack([cs for _, cs in runs])
 
 
-def lstm(x, h0, c0, cells):
+def lstm(x: Array, h0: Array, c0: Array, cells: list[Cell]) -> tuple[Array, Array, Array]:
     """Run a layer of `torch.nn.LSTM`, time first."""
     runs = [cell.run(x[:: 1 - 2 * d], h0[d], c0[d]) for d, cell in enumerate(cells)]
     joined = np.concatenate([hs[:: 1 - 2 * d] for d, (hs, _) in enumerate(runs)], 2)
     return joined, np.stack([hs[-1] for hs, _ in runs]), np.stack([cs[-1] for _, cs in runs])
 
 
-def layer_norm(x, weight=None, bias=None, axes=1, eps=1e-5):
+def layer_norm(
+    x: Array, weight: Array = None, bias: Array = None, axes: int = 1, eps: float = 1e-5
+) -> Array:
     """Normalise over the last ``axes`` axes."""
     last = tuple(range(-axes, 0))
     centred = x - x.mean(last, keepdims=True)
@@ -176,7 +197,16 @@ def layer_norm(x, weight=None, bias=None, axes=1, eps=1e-5):
     return y if bias is None else y + bias
 
 
-def conv(x, weight, bias=None, stride=(1,), padding=(0,), dilation=(1,), groups=1):
+def conv(
+    x: Array,
+    weight: Array,
+    bias: Array = None,
+    *,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Array:
     """Convolve over any number of axes: patches side by side, then one product a group."""
     around = len(stride)
     x = np.pad(x, [(0, 0), (0, 0)] + [(p, p) for p in padding])
@@ -186,27 +216,25 @@ def conv(x, weight, bias=None, stride=(1,), padding=(0,), dilation=(1,), groups=
     patches = patches[picked + tuple(slice(None, None, d) for d in dilation)]
     # [batch, channels, places, kernel] -> [batch, places, channels * kernel]
     places = patches.shape[2 : 2 + around]
-    patches = np.moveaxis(patches, 1, 1 + around).reshape(
-        len(x), int(np.prod(places)), groups, -1
-    )
+    patches = np.moveaxis(patches, 1, 1 + around).reshape(len(x), int(np.prod(places)), groups, -1)
     kernels = weight.reshape(groups, weight.shape[0] // groups, -1)
     y = np.concatenate([patches[:, :, g] @ kernels[g].T for g in range(groups)], 2)
     y = y if bias is None else y + bias
-    return y.transpose(0, 2, 1).reshape((len(x), -1) + places)
+    return y.transpose(0, 2, 1).reshape((len(x), -1, *places))
 
 
-def log_softmax(x, axis):
+def log_softmax(x: Array, axis: int) -> Array:
     """Return the logarithms of the shares along an axis."""
     x = x - x.max(axis, keepdims=True)
     return x - np.log(np.exp(x).sum(axis, keepdims=True))
 
 
-def gelu(x):
+def gelu(x: Array) -> Array:
     """Return x times the normal distribution's share below x."""
     return 0.5 * x * erfc(x * -0.7071067811865476)
 
 
-def erfc(x):
+def erfc(x: Array) -> Array:
     """Return the complementary error function, to 1.2e-7 (Numerical Recipes, section 6.2)."""
     t = 1 / (1 + 0.5 * np.abs(x))
     series = 0.17087277
@@ -219,36 +247,36 @@ def erfc(x):
     return np.where(x < 0, 2 - tail, tail)
 
 
-def sigmoid(x):
+def sigmoid(x: Array) -> Array:
     """Return 1 / (1 + exp(-x)), which would overflow if it were written so."""
     return 0.5 * np.tanh(0.5 * x) + 0.5
 
 
-def linear(x, weight, bias=None):
+def linear(x: Array, weight: Array, bias: Array = None) -> Array:
     """Return x @ weight.T + bias."""
     y = x @ weight.T
     return y if bias is None else y + bias
 
 
-def slices(x, starts, stops, steps):
+def slices(x: Array, starts: list[int], stops: list[int], steps: list[int]) -> Array:
     """Cut a box out of x."""
     return x[tuple(slice(*one) for one in zip(starts, stops, steps))]
 
 
-def argmax(x, axis, keepdims):
+def argmax(x: Array, axis: int, keepdims: bool) -> Array:
     """Return where along an axis x is largest, first."""
     found = x.argmax(axis)
     return np.expand_dims(found, axis) if keepdims else found
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[..., Any]] = {
     "recurrence": recurrence,
     "lstm": lstm,
     "layer_norm": layer_norm,
     "conv": conv,
     "linear": linear,
     "matmul": np.matmul,
-    "relu": lambda x: np.maximum(x, 0),
+    "relu": lambda x: np.maximum(x, x.dtype.type(0)),
     "leaky_relu": lambda x, slope=0.01: np.where(x < 0, x * x.dtype.type(slope), x),
     "gelu": gelu,
     "tanh": np.tanh,
@@ -287,12 +315,12 @@ OPERATIONS = {
 # Timing
 
 
-def seconds_of(program, example):
+def seconds_of(call: Callable[[], Any]) -> float:
     """Time one call; where another process took the processor during it, time it again."""
     for _ in range(ATTEMPTS):
         preempted = _preemptions()
         start = time.perf_counter()
-        program.run(*example)
+        call()
         seconds = time.perf_counter() - start
         if _preemptions() == preempted:
             break
@@ -302,18 +330,18 @@ def seconds_of(program, example):
 try:
     import resource
 
-    def _preemptions():
+    def _preemptions() -> int:
         who = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
         return resource.getrusage(who).ru_nivcsw
 
 except ImportError:  # no Unix
 
-    def _preemptions():
+    def _preemptions() -> int:
         return 0
 
 
 @contextlib.contextmanager
-def alone(wait_s, folder=None):
+def alone(wait_s: float, folder: str | None = None) -> Iterator[None]:
     """Keep all others off this device: other agents, and gpsearch itself on its processor."""
     try:
         import fcntl
@@ -329,14 +357,16 @@ def alone(wait_s, folder=None):
         give_up = time.monotonic() + wait_s
         while not _locked(fcntl, file):
             if time.monotonic() > give_up:
-                raise Busy("another process has measured there for %g s" % wait_s)
+                raise Busy(
+                    f"others have measured there for {wait_s:g} s; wait for them, or stop them"
+                )
             time.sleep(0.02)
         yield
     finally:
         os.close(file)
 
 
-def _locked(fcntl, file):
+def _locked(fcntl: Any, file: int) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -354,26 +384,14 @@ class Agent:
         folder: Where weights are kept, by their sha256.
     """
 
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        self.programs = {}
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.programs: dict[str, tuple[Program, list[Array]]] = {}
 
-    def probe(self):
-        """Say what the device is."""
-        return {
-            "processor": _processor(),
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-            "system": platform.system() + " " + platform.release(),
-            "host": platform.node(),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-        }
-
-    def put(self, blob, data, first, last):
+    def put(self, blob: str, data: str, first: bool, last: bool) -> Json:
         """Take a piece of some bytes; behind the last one they must have their checksum."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = self._path(blob).with_suffix(".%d.part" % os.getpid())
+        part = self._path(blob).with_suffix(f".{os.getpid()}.part")
         with part.open("wb" if first else "ab") as file:
             file.write(base64.b64decode(data))
         if last:
@@ -383,44 +401,41 @@ class Agent:
                 raise ValueError("the weights were damaged on their way")
         return {}
 
-    def load(self, name, program, weights, layout, example):
+    def load(self, name: str, program: Json, weights: str, layout: Json, example: str) -> Json:
         """Make a program ready and return its outputs for the example; or say what is missing."""
-        blobs = {blob: self._bytes(blob) for blob in (weights, example)}
-        missing = [blob for blob in blobs if blobs[blob] is None]
-        if missing:
-            return {"missing": missing}
-        loaded, arguments = Program(program, blobs[weights]), arrays(layout, blobs[example])
+        blobs, values = self._bytes(weights), self._bytes(example)
+        if blobs is None or values is None:
+            known = {weights: blobs, example: values}
+            return {"missing": [name for name in known if known[name] is None]}
+        loaded, arguments = Program(program, blobs), arrays(layout, values)
         outputs = [np.ascontiguousarray(one) for one in loaded.run(*arguments)]
         self.programs[name] = loaded, arguments
-        return {
-            "outputs": [
-                {"dtype": str(one.dtype), "shape": one.shape, "data": _text(one.tobytes())}
-                for one in outputs
-            ]
-        }
+        shown = [(one.dtype.str, one.shape, _text(one.tobytes())) for one in outputs]
+        return {"outputs": [dict(zip(("dtype", "shape", "data"), one)) for one in shown]}
 
-    def unload(self, name):
+    def unload(self, name: str) -> Json:
         """Forget a program."""
         self.programs.pop(name, None)
         return {}
 
-    def run(self, programs, schedule, wait_s):
+    def run(self, programs: list[str], schedule: list[int], wait_s: float) -> Json:
         """Time single calls, one after the other, in the order of the schedule."""
         ready = [self.programs[name] for name in programs]
+        calls = [partial(program.run, *example) for program, example in ready]
         with alone(wait_s):
-            return {"seconds": [seconds_of(*ready[index]) for index in schedule]}
+            return {"seconds": [seconds_of(calls[index]) for index in schedule]}
 
-    def _bytes(self, blob):
+    def _bytes(self, blob: str) -> bytes | None:
         """Return the bytes of this checksum; None, and no file, where they are damaged."""
         path = self._path(blob)
         if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != blob:
             path.unlink()
         return path.read_bytes() if path.exists() else None
 
-    def _path(self, blob):
+    def _path(self, blob: str) -> Path:
         return self.folder / re.sub("[^0-9a-f]", "_", blob)
 
-    def _forget_oldest(self):
+    def _forget_oldest(self) -> None:
         files = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
         total = 0
         for path in files:
@@ -429,19 +444,33 @@ class Agent:
                 path.unlink()
 
 
-def _processor():
+def machine() -> dict[str, str]:
+    """Say what this machine is, as far as the speed of numpy depends on it."""
+    return {
+        "processor": _processor(),
+        "machine": platform.machine(),
+        "cores": str(os.cpu_count()),
+        "system": f"{platform.system()} {platform.release()}",
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
+def _processor() -> str:
     with contextlib.suppress(OSError):
-        found = re.search(r"^(?:model name|Model)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        found = re.search(r"^(?:model name|Model)\s*: (.*)$", text, re.MULTILINE)
         if found:
             return found.group(1)
     return platform.processor() or platform.machine()
 
 
-def _text(data):
+def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def answer(agent, request):
+def answer(agent: Agent, request: Json) -> Json:
     """Do what is asked, and stop altogether where that takes longer than its deadline."""
     watchdog = threading.Timer(request.pop("deadline_s"), os._exit, (3,))
     watchdog.daemon = True
@@ -453,16 +482,16 @@ def answer(agent, request):
     except (Unsupported, MemoryError) as error:
         return {"error": "unsupported", "reason": str(error) or "not enough memory"}
     except Exception as error:
-        return {"error": "failed", "reason": "%s: %s" % (type(error).__name__, error)}
+        return {"error": "failed", "reason": f"{type(error).__name__}: {error}"}
     finally:
         watchdog.cancel()
 
 
-def serve(source, sink):
+def serve(source: Iterable[bytes], sink: TextIO) -> None:
     """Answer line by line until the pipe is closed."""
     user = os.getuid() if hasattr(os, "getuid") else 0
-    agent = Agent(Path(tempfile.gettempdir()) / ("gpsearch-weights-%d" % user))
-    sink.write(json.dumps({"id": 0, **agent.probe()}) + "\n")
+    agent = Agent(Path(tempfile.gettempdir()) / f"gpsearch-weights-{user}")
+    sink.write(json.dumps({"id": 0, **machine()}) + "\n")
     sink.flush()
     for line in source:
         request = json.loads(line)

@@ -274,9 +274,7 @@ for _name in ("softmax", "log_softmax"):
 
 
 @writer("linear")
-def _linear(
-    r: Recorder, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> None:
+def _linear(r: Recorder, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
     r.write("linear", [x, weight, *([] if bias is None else [bias])], y)
 
 
@@ -471,4 +469,3 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 def _maybe(r: Recorder, value: Tensor | None) -> str | None:
     return None if value is None else r.constant(value)
-

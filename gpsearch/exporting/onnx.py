@@ -124,7 +124,8 @@ class _Graph:
 
 # Single operations: the graph, names of inputs and outputs, attributes
 
-_In, _Out = Sequence[str], Sequence[str]
+_In = Sequence[str]
+_Out = Sequence[str]
 
 
 def _linear(g: _Graph, ins: _In, outs: _Out) -> None:
@@ -326,7 +327,7 @@ class _Step:
         return self.g.const(np.stack([w[kind][j][which][:, None] for w in self.weights]))
 
 
-_ACTIVATIONS: dict[str, tuple[str, dict[str, float]]] = {
+_ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("Relu", {}),
     "leaky_relu": ("LeakyRelu", {"alpha": 0.01}),
     "tanh": ("Tanh", {}),

@@ -52,7 +52,9 @@ class Program:
         for found, wanted in zip(outputs, self.expected, strict=True):
             error = relative_error(found, wanted)
             if not error <= tolerance:
-                return f"its outputs differ from the model's by {error:.1e}, relative to the largest"
+                return (
+                    f"its outputs differ from the model's by {error:.1e}, relative to the largest"
+                )
         return None
 
 

@@ -25,13 +25,14 @@ Writer = Callable[..., None]
 WRITERS: dict[str, Writer] = {}
 """How a call of each torch function is written down, by the function's name."""
 
-_METADATA = frozenset(
-    "size dim ndimension numel nelement stride is_contiguous is_floating_point is_complex "
-    "data_ptr storage_offset element_size get_device __len__ __hash__ type "
-    "shape ndim device dtype layout requires_grad is_cuda is_meta is_sparse is_quantized is_leaf "
-    "grad_fn grad names nbytes itemsize is_nested is_mkldnn is_inference "
-    "is_same_size new_zeros new_ones new_empty zeros_like ones_like empty_like".split()
-)
+_METADATA = {
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "type",
+    "is_floating_point", "is_complex", "data_ptr", "storage_offset", "element_size", "get_device",
+    "__len__", "__hash__", "shape", "ndim", "device", "dtype", "layout", "requires_grad", "is_cuda",
+    "is_meta", "is_sparse", "is_quantized", "is_leaf", "grad_fn", "grad", "names", "nbytes",
+    "itemsize", "is_nested", "is_mkldnn", "is_inference", "is_same_size",
+    "new_zeros", "new_ones", "new_empty", "zeros_like", "ones_like", "empty_like",
+}  # fmt: skip
 """What may be asked of a value without looking at its numbers."""
 
 
@@ -155,19 +156,20 @@ class Recorder(TorchFunctionMode):
         return self._names[id(value)].name
 
 
-def record(model: nn.Module, example: tuple[Tensor, ...]) -> Program:
+def record(model: nn.Module, example: tuple[Any, ...]) -> Program:
     """Return what ``model`` computes for arguments of the shapes of ``example``, as a program.
 
     Raises:
         UserError: It does what no program can, such as loops that end by what they see; the
             message says what.
     """
-    arguments = [one.detach().cpu().clone() for one in example]
+    called_with = pytree.tree_map_only(Tensor, lambda one: one.detach().cpu().clone(), example)
+    arguments = list(_tensors(called_with))
     recorder = Recorder(arguments)
     with torch.no_grad():
         with recorder:
-            result = model(*arguments)
-        outputs = [one for one in pytree.tree_leaves(result) if isinstance(one, Tensor)]
+            result = model(*called_with)
+        outputs = list(_tensors(result))
         names = [recorder.name(one) for one in outputs]
     return Program(
         recorder.inputs,

@@ -13,8 +13,20 @@ A profiler imports this module and nothing else of the engine.
     rapl        the counters of Intel's and AMD's processors, for profilers to share
     host        the measuring machine: its load, and who may use it when
     measuring   `measure`: one model on one device, as one `Reading`
+
+For devices that do not run torch there are `exported` and `to_onnx` of `gpsearch.exporting`.
 """
 
+from gpsearch.exporting import (
+    AGENT,
+    Program,
+    checksum,
+    exported,
+    machine,
+    packed,
+    seconds_of,
+    to_onnx,
+)
 from gpsearch.profiling.device import (
     API_VERSION,
     DeviceFacts,
@@ -30,18 +42,26 @@ from gpsearch.profiling.quantity import Quantity
 
 __all__ = [
     "AA_GATE",
+    "AGENT",
     "API_VERSION",
     "DeviceFacts",
     "DeviceProfiler",
     "EnergyMeter",
     "Host",
     "MemoryMeter",
+    "Program",
     "Quantity",
     "Reading",
     "Watched",
     "check",
+    "checksum",
     "devices",
+    "exported",
     "find",
     "installed",
+    "machine",
     "measure",
+    "packed",
+    "seconds_of",
+    "to_onnx",
 ]

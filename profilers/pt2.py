@@ -1,0 +1,85 @@
+"""torch.export's format `.pt2` on the processor this runs on, in a single thread.
+
+The time loop of an H-LSTM is unrolled in it: exporting takes a minute for a few hundred steps.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpsearch.errors import UserError
+from gpsearch.profiling import API_VERSION, DeviceFacts, machine, seconds_of
+
+Handle = Callable[[], Any]
+"""One call."""
+
+
+class Pt2Profiler:
+    """Runs models as torch.export wrote them and torch.export read them back."""
+
+    api_version = API_VERSION
+
+    def probe(self) -> DeviceFacts:
+        """Name the processor and the runtime."""
+        return DeviceFacts(
+            name="pt2-cpu",
+            fingerprint={
+                **machine(),
+                "threads": "1",
+                "instructions": torch.backends.cpu.get_cpu_capability(),
+                "runtime": f"torch.export {torch.__version__}",
+            },
+            unavailable={
+                "energy_j": "this profiler reads no counter; `--device cpu` may",
+                "peak_memory_bytes": "this profiler does not tell it; `--device cpu` does",
+            },
+        )
+
+    def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> Handle:
+        """Export the model, read it back, and see that its outputs are equal.
+
+        Raises:
+            UserError: torch.export cannot export it.
+        """
+        model, arguments = (
+            copy.deepcopy(model).cpu().eval(),
+            tuple(x.detach().cpu() for x in example),
+        )
+        loaded = _through_pt2(model, arguments)
+        with torch.inference_mode():
+            torch.testing.assert_close(loaded(*arguments), model(*arguments), rtol=1e-4, atol=1e-5)
+        return partial(loaded, *arguments)
+
+    def run(self, handles: Sequence[Handle], schedule: Sequence[int]) -> list[float]:
+        """Time one call after the other."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with torch.inference_mode():
+                return [seconds_of(handles[index]) for index in schedule]
+        finally:
+            torch.set_num_threads(before)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _through_pt2(model: nn.Module, arguments: tuple[Tensor, ...]) -> nn.Module:
+    file = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of its own internals
+            torch.export.save(torch.export.export(model, arguments), file)
+            file.seek(0)
+            return torch.export.load(file).module()
+    except Exception as error:  # of many kinds, by what the model does
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"unsupported: torch.export cannot export this model: {reason}") from error
