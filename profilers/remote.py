@@ -70,7 +70,7 @@ class Patience:
     start_s: float = 60.0
     """Until the agent says what the device is."""
     answer_s: float = 60.0
-    """Until any other answer, on top of five times what the calls took before."""
+    """Until any other answer, on top of ten times what the calls took before."""
     lock_s: float = 300.0
     """Until others who measure there make room."""
 
@@ -93,6 +93,7 @@ class RemoteProfiler:
     """
 
     api_version = API_VERSION
+    kind, form = "remote", "remote:COMMAND, a command that opens a shell there"
 
     def __init__(self, command: str = "", name: str = "", patience: Patience | None = None) -> None:
         self.command, self.name = command, name or f"remote:{command}"
@@ -109,11 +110,12 @@ class RemoteProfiler:
     def probe(self) -> DeviceFacts:
         """Start the agent and say what it found."""
         if not self.command:
-            return self._nowhere("remote:COMMAND, a command that opens a shell there")
+            nowhere = f"say where it is: --device {self.form}"
+            return DeviceFacts(self.kind, {}, unavailable={"latency_s": nowhere})
         found = self._persist(lambda pipe: pipe.facts)
         no_counter = "the agent at the end of a pipe reads no energy counter"
         return DeviceFacts(
-            name=self.name,
+            name=f"{self.kind}:{found['host']}",
             fingerprint={"runtime": "numpy", **{k: str(v) for k, v in found.items()}},
             unavailable={
                 "energy_j": no_counter,
@@ -145,10 +147,6 @@ class RemoteProfiler:
             self._pipe.close()
         self._pipe = None
         self._loaded.clear()
-
-    def _nowhere(self, form: str) -> DeviceFacts:
-        kind = form.partition(":")[0]
-        return DeviceFacts(kind, {}, unavailable={"latency_s": f"say where it is: --device {form}"})
 
     def _persist(self, do: Callable[[Pipe], Any]) -> Any:
         """Do something on the device; where it breaks or hangs, once more from the start."""
@@ -208,7 +206,7 @@ class RemoteProfiler:
             self._send(pipe, handle)
         names = [handle.name for handle in handles]
         usual_s = sum(self._call_s.get(names[index], 0.0) for index in schedule)
-        deadline_s = self.patience.answer_s + self.patience.lock_s + 5 * usual_s
+        deadline_s = self.patience.answer_s + self.patience.lock_s + 10 * usual_s
         lock_s, start_s = self.patience.lock_s, time.monotonic()
         asked = {"programs": names, "schedule": list(schedule), "wait_s": lock_s}
         answer = pipe.ask(deadline_s, "run", **asked)
@@ -238,12 +236,10 @@ class SshProfiler(RemoteProfiler):
         patience: How long it may take.
     """
 
+    kind, form = "ssh", "ssh:HOST"
+
     def __init__(self, host: str = "", patience: Patience | None = None) -> None:
         super().__init__(f"{_SSH} {host} sh" if host else "", f"ssh:{host}", patience)
-
-    def probe(self) -> DeviceFacts:
-        """Start the agent and say what it found."""
-        return super().probe() if self.command else self._nowhere("ssh:HOST")
 
 
 class Pipe:

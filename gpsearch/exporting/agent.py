@@ -23,9 +23,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, TextIO
+from typing import Any
 
 if __name__ == "__main__":
     for _pool in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM"):
@@ -354,24 +355,25 @@ def alone(wait_s: float, folder: str | None = None) -> Iterator[None]:
     except FileNotFoundError:
         file = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
     try:
-        give_up = time.monotonic() + wait_s
-        while not _locked(fcntl, file):
-            if time.monotonic() > give_up:
-                raise Busy(
-                    f"others have measured there for {wait_s:g} s; wait for them, or stop them"
-                )
-            time.sleep(0.02)
+        with _alarm(wait_s):  # to ask again and again would be to lose against all who wait
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
     finally:
         os.close(file)
 
 
-def _locked(fcntl: Any, file: int) -> bool:
+@contextlib.contextmanager
+def _alarm(wait_s: float) -> Iterator[None]:
+    def give_up(*_: Any) -> None:
+        raise Busy(f"others have measured there for {wait_s:g} s; wait for them, or stop them")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, wait_s)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 # Requests and answers
@@ -487,8 +489,8 @@ def answer(agent: Agent, request: Json) -> Json:
         watchdog.cancel()
 
 
-def serve(source: Iterable[bytes], sink: TextIO) -> None:
-    """Answer line by line until the pipe is closed."""
+def serve(source: Iterable[bytes], sink: Any) -> None:
+    """Answer line by line, into a text file, until the pipe is closed."""
     user = os.getuid() if hasattr(os, "getuid") else 0
     agent = Agent(Path(tempfile.gettempdir()) / f"gpsearch-weights-{user}")
     sink.write(json.dumps({"id": 0, **machine()}) + "\n")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -200,7 +201,8 @@ def _getitem(r: Recorder, y: Tensor, x: Tensor, index: Any) -> None:
 def _take(r: Recorder, y: Tensor, x: Tensor, index: tuple[Any, ...]) -> None:
     """Write x[:, index] with whole numbers in a tensor."""
     before, last = index[:-1], index[-1]
-    if not isinstance(last, Tensor) or last.dtype != torch.long or set(before) - {slice(None)}:
+    whole = all(isinstance(one, slice) and one == slice(None) for one in before)
+    if not isinstance(last, Tensor) or last.dtype != torch.long or not whole:
         raise UserError("unsupported: indexing by more than one tensor, or by a mask")
     r.write("gather", [x, last], y, axis=len(before))
 
@@ -464,7 +466,10 @@ def _cast(r: Recorder, value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.")
+    if not hasattr(np, name):
+        raise UserError(f"unsupported: numbers of type {name}; use float32")
+    return name
 
 
 def _maybe(r: Recorder, value: Tensor | None) -> str | None:
