@@ -111,7 +111,8 @@ class RemoteProfiler:
         """Start the agent and say what it found."""
         if not self.command:
             nowhere = f"say where it is: --device {self.form}"
-            return DeviceFacts(self.kind, {}, unavailable={"latency_s": nowhere})
+            lacking = dict.fromkeys(("latency_s", "energy_j", "peak_memory_bytes"), nowhere)
+            return DeviceFacts(self.kind, {}, unavailable=lacking)
         found = self._persist(lambda pipe: pipe.facts)
         no_counter = "the agent at the end of a pipe reads no energy counter"
         return DeviceFacts(

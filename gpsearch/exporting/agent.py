@@ -42,6 +42,8 @@ KEPT_BYTES = 256 << 20
 """Of weights that stay on the device for their next measurement."""
 ATTEMPTS = 8
 """A call is timed again, so often, where another process took the processor during it."""
+LONG_S = 0.02
+"""A call this long is interrupted every time on a busy machine: timing it again does not help."""
 
 
 class Unsupported(Exception):
@@ -323,7 +325,7 @@ def seconds_of(call: Callable[[], Any]) -> float:
         start = time.perf_counter()
         call()
         seconds = time.perf_counter() - start
-        if _preemptions() == preempted:
+        if _preemptions() == preempted or seconds > LONG_S:
             break
     return seconds
 
