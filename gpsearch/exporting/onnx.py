@@ -1,6 +1,6 @@
 """A program as an ONNX graph: LSTMs as ONNX's own, H-LSTMs as a Scan over time.
 
-torch's exporter unrolls the time loop of an H-LSTM; see `benchmarks/` for what that costs.
+torch.export unrolls the time loop instead: 3449 nodes for 300 frames through two layers.
 """
 
 from __future__ import annotations
