@@ -13,6 +13,8 @@ from torch import nn
 from gpsearch import HLSTM, HLSTMCell, UserError, measure
 from gpsearch.exporting import Program, exported, to_onnx
 from gpsearch.exporting.program import relative_error
+from gpsearch.kernels.gates import Gates
+from gpsearch.kernels.recurrence import recurrence
 from gpsearch.profiling import Host
 from gpsearch.tasks.speech import SpeechModel
 from tests.test_exporting import ARCHITECTURES, Assorted
@@ -44,6 +46,21 @@ def test_stacks_with_states_are_equal_in_onnx(batch: int, gate_norm: bool) -> No
     layer = HLSTM(3, 6, 2, bidirectional=True, gate_hidden=(4, 5), gate_norm=gate_norm)
     assert error(exported(layer, (x, state))) <= 1e-5
     assert error(exported(nn.LSTM(3, 6, 2, bidirectional=True), (x, state))) <= 1e-5
+
+
+class Flat(nn.Module):
+    """The recurrence with gates that have no hidden layers."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        torch.manual_seed(0)
+        weights = torch.randn(24, 3), torch.randn(24, 6), torch.randn(24)
+        gates = Gates(*weights, (), (), (), "relu")
+        zeros = torch.zeros(1, 2, 6)
+        return recurrence([x], zeros, zeros, [gates])
+
+
+def test_flat_gates_are_equal_in_onnx() -> None:
+    assert error(exported(Flat(), (torch.randn(5, 2, 3),))) <= 1e-5
 
 
 def test_assorted_functions_are_equal_in_onnx() -> None:

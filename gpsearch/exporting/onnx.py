@@ -262,7 +262,7 @@ class _Step:
         self.weights = [_moved(outer.constants, cell) for cell in cells]
         one = self.weights[0]
         self.dtype, self.hidden = one["hh"].dtype, one["hh"].shape[1]
-        self.first = 4 * one["dense"][0][0].shape[2]
+        self.first = _first(one["dense"])
 
     def graph(self) -> Any:
         """Return the graph, its results written twice: as states, and to be stacked."""
@@ -288,6 +288,8 @@ class _Step:
     def _gates(self, z: str) -> str:
         g, rows = self.g, self.weights[0]["hh"].shape[0]
         width = self.first // 4
+        if not width:
+            return self._per_gate(z, self.hidden)
         if rows == self.first:
             return self._hidden(self._per_gate(z, width))
         inner, direct = g.fresh() + "a", g.fresh() + "b"
@@ -341,7 +343,7 @@ def _moved(constants: Any, cell: dict[str, Any]) -> dict[str, Any]:
     def get(name: str | None) -> Any:
         return None if name is None else constants[name]
 
-    first = 4 * get(cell["dense"][0][0]).shape[2]
+    first = _first([[get(weight)] for weight, _ in cell["dense"]])
 
     def rows(name: str | None) -> Any:
         if name is None:
@@ -355,6 +357,11 @@ def _moved(constants: Any, cell: dict[str, Any]) -> dict[str, Any]:
 
     whole = {name: rows(cell[name]) for name in ("ih", "hh", "bias")}
     return {**whole, "dense": by_gate(cell["dense"]), "norms": by_gate(cell["norms"])}
+
+
+def _first(dense: list[Any]) -> int:
+    """Return the rows of the gates' first hidden layer, 0 for flat gates."""
+    return 4 * int(dense[0][0].shape[2]) if dense else 0
 
 
 def _gates_moved(rows: Array, order: list[int]) -> Array:
