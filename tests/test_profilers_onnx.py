@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,6 @@ from torch import nn
 from gpsearch import HLSTM, HLSTMCell, UserError, measure
 from gpsearch.exporting import Program, exported, to_onnx
 from gpsearch.exporting.program import relative_error
-from gpsearch.kernels.gates import Gates
-from gpsearch.kernels.recurrence import recurrence
 from gpsearch.profiling import Host
 from gpsearch.tasks.speech import SpeechModel
 from tests.test_exporting import ARCHITECTURES, Assorted
@@ -48,19 +47,14 @@ def test_stacks_with_states_are_equal_in_onnx(batch: int, gate_norm: bool) -> No
     assert error(exported(nn.LSTM(3, 6, 2, bidirectional=True), (x, state))) <= 1e-5
 
 
-class Flat(nn.Module):
-    """The recurrence with gates that have no hidden layers."""
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        torch.manual_seed(0)
-        weights = torch.randn(24, 3), torch.randn(24, 6), torch.randn(24)
-        gates = Gates(*weights, (), (), (), "relu")
-        zeros = torch.zeros(1, 2, 6)
-        return recurrence([x], zeros, zeros, [gates])
-
-
-def test_flat_gates_are_equal_in_onnx() -> None:
-    assert error(exported(Flat(), (torch.randn(5, 2, 3),))) <= 1e-5
+def test_flat_gates_of_the_recurrence_are_equal_in_onnx() -> None:
+    lstm, x = nn.LSTM(3, 6), torch.randn(5, 2, 3)
+    program = exported(lstm, (x,))
+    (op,) = [one for one in program.ops if one["op"] == "lstm"]
+    cells = [{**op["cells"][0], "dense": [], "norms": [], "activation": "relu"}]
+    flat = {"op": "recurrence", "in": op["in"], "out": ["hs", "cs"], "cells": cells}
+    wanted = program.expected[0][None]
+    assert error(replace(program, ops=[flat], outputs=["hs"], expected=[wanted])) <= 1e-5
 
 
 def test_assorted_functions_are_equal_in_onnx() -> None:
