@@ -123,6 +123,7 @@ class RemoteProfiler:
                 "peak_memory_bytes": "numpy does not tell the peak of one call",
             },
             latency_method="perf_counter on the device",
+            machine=f"{self.kind}:{found['host']}",
         )
 
     def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> Handle:

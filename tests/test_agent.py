@@ -87,7 +87,7 @@ def test_it_answers_line_by_line() -> None:
 
 
 def test_two_never_measure_at_once(tmp_path: Path) -> None:
-    folder, refused = str(tmp_path), r"others have measured there for 0.05 s"
+    folder, refused = str(tmp_path), r"others measure or train there, after 0.05 s"
     with alone(5.0, folder), pytest.raises(Busy, match=refused), alone(0.05, folder):
         pass
     with alone(5.0, folder):

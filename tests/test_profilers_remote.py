@@ -122,12 +122,12 @@ def test_a_stopped_agent_is_given_up_and_the_next_one_measures(server: Server) -
 
 
 def test_a_device_on_which_others_measure_is_busy(server: Server) -> None:
-    lock = server.folder / "gpsearch-cpu.lock"
+    lock = server.folder / "gpsearch-here-door.lock"
     lock.touch()
     with closing(SshProfiler(server.host(), HASTY)) as device, lock.open() as other:
         handle = device.load(MODEL, EXAMPLE)
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(DeviceBusy, match=r"busy: others have measured there for 0.2 s"):
+        with pytest.raises(DeviceBusy, match=r"busy: others measure or train there, after 0.2 s"):
             device.run([handle], [0])
         fcntl.flock(other, fcntl.LOCK_UN)
         assert device.run([handle], [0])[0] > 0

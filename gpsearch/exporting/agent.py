@@ -345,29 +345,37 @@ except ImportError:  # no Unix
 
 @contextlib.contextmanager
 def alone(wait_s: float, folder: str | None = None) -> Iterator[None]:
-    """Keep all others off this device: other agents, and gpsearch itself on its processor."""
+    """Keep all others off this device: other agents, and gpsearch itself where it runs there."""
     try:
         import fcntl
     except ImportError:  # no Unix, no lock
         yield
         return
-    path = os.path.join(folder or tempfile.gettempdir(), "gpsearch-cpu.lock")
-    try:
-        file = os.open(path, os.O_RDONLY)  # another user's can only be read
-    except FileNotFoundError:
-        file = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+    folder = folder or os.environ.get("GPSEARCH_LOCKS") or tempfile.gettempdir()
+    # The locks of gpsearch.profiling.host: others who measure, and then those who train.
+    paths = [os.path.join(folder, f"gpsearch-here-{part}.lock") for part in ("door", "room")]
+    files = [_open_shared(path) for path in paths]
     try:
         with _alarm(wait_s):  # to ask again and again would be to lose against all who wait
-            fcntl.flock(file, fcntl.LOCK_EX)
+            for file in files:
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(file)
+        for file in files:
+            os.close(file)
+
+
+def _open_shared(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)  # another user's can only be read
+    except FileNotFoundError:
+        return os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
 
 
 @contextlib.contextmanager
 def _alarm(wait_s: float) -> Iterator[None]:
     def give_up(*_: Any) -> None:
-        raise Busy(f"others have measured there for {wait_s:g} s; wait for them, or stop them")
+        raise Busy(f"others measure or train there, after {wait_s:g} s still; stop them, or wait")
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, wait_s)
