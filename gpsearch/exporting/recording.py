@@ -31,7 +31,7 @@ _METADATA = {
     "__len__", "__hash__", "shape", "ndim", "device", "dtype", "layout", "requires_grad", "is_cuda",
     "is_meta", "is_sparse", "is_quantized", "is_leaf", "grad_fn", "grad", "names", "nbytes",
     "itemsize", "is_nested", "is_mkldnn", "is_inference", "is_same_size",
-    "new_zeros", "new_ones", "new_empty", "zeros_like", "ones_like", "empty_like",
+    "new_zeros", "new_ones", "new_empty", "zeros_like", "ones_like", "empty_like", "full_like",
 }  # fmt: skip
 """What may be asked of a value without looking at its numbers."""
 
