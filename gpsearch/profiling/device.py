@@ -131,7 +131,7 @@ def understood(api_version: object) -> bool:
     )
 
 
-def arrays_of(output: Any) -> tuple[np.ndarray[Any, Any], ...]:
+def arrays_of(output: Any) -> tuple[np.ndarray[Any, np.dtype[Any]], ...]:
     """Return the tensors of a model's output, however nested, as arrays on the host."""
     if isinstance(output, Tensor):
         one = output.detach().cpu()

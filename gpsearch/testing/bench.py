@@ -28,11 +28,13 @@ FEATURES, CLASSES = 8, 5
 
 
 class Sequences(nn.Module):
-    """Tells the class of a sequence ``[B, T, 8]``: an H-LSTM and an affine map, as deployed."""
+    """Tells the class of a sequence ``[B, T, 8]``: an LSTM or H-LSTM, and an affine map."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, gates: bool) -> None:
         super().__init__()
-        self.layers = HLSTM(FEATURES, hidden, batch_first=True, gate_hidden=(hidden,))
+        self.layers: nn.Module = nn.LSTM(FEATURES, hidden, batch_first=True)
+        if gates:
+            self.layers = HLSTM(FEATURES, hidden, batch_first=True, gate_hidden=(hidden,))
         self.output = nn.Linear(hidden, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,11 +43,17 @@ class Sequences(nn.Module):
         return scores
 
 
-def workload(steps: int = 10, hidden: int = 32, batch: int = 1, seed: int = 0) -> Workload:
-    """Return a model and an example; the same arguments give the same weights and numbers."""
+def workload(
+    steps: int = 10, hidden: int = 32, batch: int = 1, seed: int = 0, gates: bool = False
+) -> Workload:
+    """Return a model and an example; the same arguments give the same weights and numbers.
+
+    An LSTM, and an H-LSTM if it has ``gates``: what is timed should start in one stroke, so that
+    the time of its steps is the device's and not that of the host's loop.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Sequences(hidden).eval(), (torch.randn(batch, steps, FEATURES),)
+        return Sequences(hidden, gates).eval(), (torch.randn(batch, steps, FEATURES),)
 
 
 @dataclass

@@ -27,9 +27,9 @@ class ProfilerConformance:
     """By check, the reason why it is known to fail; one that passes all the same fails."""
 
     def workload(self, **sizes: int) -> Workload:
-        """Return a model and its example, by steps, hidden, batch and seed.
+        """Return a model and its example, by steps, hidden, batch, seed and gates.
 
-        To override where the device cannot run an H-LSTM with an affine map behind it.
+        To override where the device cannot run an LSTM, or H-LSTM, with an affine map behind it.
         """
         return workload(**sizes)
 

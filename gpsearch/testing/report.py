@@ -16,7 +16,7 @@ from gpsearch.testing.bench import Bench
 from gpsearch.testing.checks import CHECKS, Check, CheckFailed, demanded
 
 State = Literal["passed", "failed", "expected", "skipped"]
-_MARKS = {"passed": "ok", "failed": "FAIL", "expected": "known", "skipped": "skip"}
+_MARKS = {"passed": "ok", "failed": "FAIL", "expected": "known"}
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,14 @@ class Report:
         return f"{'passes' if self.passed else 'FAILS'}: {self.ran} checks ran{of}; {said}"
 
     def text(self) -> str:
-        """Return a line a check, and the counts."""
+        """Return a line a check, a line a reason for those skipped, and the counts."""
         lines = [
             f"{_MARKS[one.state]:5} {one.check}{f': {one.reason}' if one.reason else ''}"
             for one in self.outcomes
+            if one.state != "skipped"
         ]
+        skipped = Counter(one.reason for one in self.outcomes if one.state == "skipped")
+        lines += [f"skip  {count} checks: {reason}" for reason, count in skipped.items()]
         return "\n".join([*lines, f"{self.device} {self.summary()}"]) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
