@@ -1,4 +1,4 @@
-"""The commands `gpsearch plugin`; what they do with installed packages is in test_plugin_install."""
+"""The commands `gpsearch plugin`; with installed packages, they are in test_plugin_install."""
 
 from __future__ import annotations
 

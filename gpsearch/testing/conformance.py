@@ -26,7 +26,7 @@ class ProfilerConformance:
     expected_failures: Mapping[str, str] = {}
     """By check, the reason why it is known to fail; one that passes all the same fails."""
 
-    def workload(self, **sizes: int) -> Workload:
+    def workload(self, **sizes: Any) -> Workload:
         """Return a model and its example, by steps, hidden, batch, seed and gates.
 
         To override where the device cannot run an LSTM, or H-LSTM, with an affine map behind it.

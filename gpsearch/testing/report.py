@@ -54,7 +54,7 @@ class Report:
     def summary(self) -> str:
         """Return the counts, in a line."""
         counts = Counter(one.state for one in self.outcomes)
-        states = ("passed", "failed", "expected", "skipped")
+        states: tuple[State, ...] = ("passed", "failed", "expected", "skipped")
         said = ", ".join(f"{counts[one]} {one}" for one in states if counts[one])
         short = f": TOO FEW, API {self.api_version} demands {self.demanded}"
         of = short if self.ran < self.demanded else f" of the {self.demanded} demanded"
