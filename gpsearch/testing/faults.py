@@ -34,9 +34,10 @@ class SpoiltMeter:
         self._ticks = 0
 
     def probe(self) -> DeviceFacts:
-        """Return the author's facts, under a name whose lock is free."""
+        """Return the author's facts, under a name of their own, and without their limits."""
         facts = self._profiler.probe()
-        return replace(facts, name=f"{facts.name} spoilt")
+        unlimited = replace(facts, energy_wrap_j=None, power_limit_w=None)
+        return replace(unlimited, name=f"{facts.name} spoilt")
 
     def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> Any:
         """Load on the author's device."""
