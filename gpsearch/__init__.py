@@ -34,6 +34,8 @@ A map, in reading order:
     remeasured  a front measured again, here or on another device
     reproduce   the rows of the paper's comparison, trained and measured here
     report      tables and pictures of a results folder
+    testing     the conformance kit for profilers, and packages to begin with
+    plugin      the commands `gpsearch plugin`
     progress    what a person sees while a search works
     cli         the commands
     files       writing files so that a kill leaves no halves

@@ -251,7 +251,8 @@ class HLSTM(Gated):
         steps, batch = x.shape[:2]
         lengths = _checked_lengths(lengths, steps, batch)
         hx = self._initial(x, hx)
-        if not self.gate_hidden and lengths is None and not self._patterns:
+        sparse = self._patterns and kernels_for(x) is not None
+        if not self.gate_hidden and lengths is None and not sparse:
             return self._run_lstm(x, hx)
         padded = Padded(steps, batch, 1 + self.bidirectional, lengths, x.device)
         x, h_n, c_n = padded.zeroed(x), [], []

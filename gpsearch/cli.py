@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from gpsearch import plugin
 from gpsearch.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Search H-LSTM architectures and grow-and-prune schedules for a device.",
 )
+app.add_typer(plugin.app, name="plugin")
 
 RESULTS = Path("results")
 Folder = Annotated[Path, typer.Argument(help="A results folder.")]

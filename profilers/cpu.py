@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpsearch.profiling import API_VERSION, DeviceFacts
+from gpsearch.profiling import API_VERSION, DeviceFacts, arrays_of
 from gpsearch.profiling.rapl import Sources
 
 Handle = tuple[nn.Module, tuple[Tensor, ...]]
@@ -71,6 +71,12 @@ class CpuProfiler:
         model, example = handle
         stored = itertools.chain(model.parameters(), model.buffers(), example)
         return sum(one.nbytes for one in stored) + _peak_allocated(model, example)
+
+    def outputs(self, handle: Handle) -> tuple[Any, ...]:
+        """Return the outputs of one call."""
+        model, example = handle
+        with _threads(self.threads), torch.inference_mode():
+            return arrays_of(model(*example))
 
     def close(self) -> None:
         """Nothing is held."""

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from gpsearch.errors import UserError
-from gpsearch.profiling import API_VERSION, DeviceFacts
+from gpsearch.profiling import API_VERSION, DeviceFacts, arrays_of
 
 Handle = tuple[nn.Module, tuple[Tensor, ...]]
 
@@ -125,6 +125,12 @@ class GpuProfiler:
         torch.cuda.synchronize(device)
         stored = itertools.chain(model.parameters(), model.buffers(), example)
         return sum(one.nbytes for one in stored) + torch.cuda.max_memory_allocated(device) - before
+
+    def outputs(self, handle: Handle) -> tuple[Any, ...]:
+        """Return the outputs of one call."""
+        model, example = handle
+        with torch.inference_mode():
+            return arrays_of(model(*example))
 
     def close(self) -> None:
         """Let go of NVML."""

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from torch import nn
 
 from gpsearch.profiling import Host, check, measure
 from gpsearch.profiling.rapl import PerfEvents, Sources, Surroundings
+from gpsearch.testing import ProfilerConformance
 from tests.test_rapl import zone
 
 
@@ -91,3 +95,29 @@ def test_a_larger_model_takes_longer(tmp_path: Path) -> None:
     )
     assert reading["latency_ratio"].number > 2
     assert reading["peak_memory_bytes"].number > 4 * 2000 * 2000
+
+
+DRAWS_30_WATTS = """
+import os, sys, time
+while os.getppid() > 1:
+    with open(sys.argv[1] + ".fresh", "w") as file:
+        file.write(str(int(30e6 * time.monotonic()) % 262_143_328_850))
+    os.replace(sys.argv[1] + ".fresh", sys.argv[1])
+    time.sleep(0.002)
+"""
+
+
+@pytest.fixture(scope="module")
+def powercap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A powercap tree whose counter goes on as a real one does."""
+    root = tmp_path_factory.mktemp("powercap")
+    counter = zone(root, "0", "package-0", 0, span=262_143_328_850) / "energy_uj"
+    with subprocess.Popen([sys.executable, "-c", DRAWS_30_WATTS, str(counter)]) as meter:
+        yield root
+        meter.kill()
+
+
+class TestConformance(ProfilerConformance):
+    @pytest.fixture
+    def profiler(self, powercap: Path) -> CpuProfiler:
+        return CpuProfiler(sources=Sources((powercap,)))

@@ -13,6 +13,7 @@ from torch import nn
 
 from gpsearch.errors import UserError
 from gpsearch.profiling import DeviceFacts, Host, Reading, check, find, measure
+from gpsearch.testing import ProfilerConformance
 from tests.fakes import FakeDevice, FakeModel
 
 
@@ -256,3 +257,11 @@ def test_a_gpus_energy_is_repeatable_and_grows_with_the_work(tmp_path: Path) -> 
     gpu.close()
     assert joules[1] == pytest.approx(joules[0], rel=0.05)
     assert joules[2] == pytest.approx(2 * joules[0], rel=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestConformance(ProfilerConformance):
+    @pytest.fixture
+    def profiler(self) -> GpuProfiler:
+        return GpuProfiler()

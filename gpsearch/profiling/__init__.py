@@ -6,6 +6,7 @@ A profiler imports this module and nothing else of the engine.
 
     quantity    one number, and how it was got
     device      what a profiler is: `DeviceProfiler` and the facts it states
+    patience    waiting for strangers' code, and not for ever
     plugins     from a name to a profiler: `find`, `installed`, `devices`
     intervals   medians, quantiles and their 95 % intervals
     latency     the order of the calls, and when to stop
@@ -33,7 +34,9 @@ from gpsearch.profiling.device import (
     DeviceProfiler,
     EnergyMeter,
     MemoryMeter,
+    OutputReader,
     Watched,
+    arrays_of,
 )
 from gpsearch.profiling.host import Host
 from gpsearch.profiling.measuring import AA_GATE, Reading, check, measure
@@ -49,10 +52,12 @@ __all__ = [
     "EnergyMeter",
     "Host",
     "MemoryMeter",
+    "OutputReader",
     "Program",
     "Quantity",
     "Reading",
     "Watched",
+    "arrays_of",
     "check",
     "checksum",
     "devices",

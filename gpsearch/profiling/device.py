@@ -6,16 +6,22 @@ A new device is one class with the methods of `DeviceProfiler`, named in the ent
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from gpsearch.profiling.host import HERE
 
 API_VERSION = "1"
-"""The version of `DeviceProfiler` that this engine speaks."""
+"""The version of `DeviceProfiler` that this engine speaks: a major one, which alone decides whether
+the two understand each other, and perhaps a minor one ("1.2") that says what is new."""
+CAPABILITIES = ("latency_s", "energy_j", "peak_memory_bytes", "outputs")
+"""What a profiler may declare `DeviceFacts.unavailable`."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class DeviceFacts:
     torch_device: str = "cpu"
     """Where a candidate for this device is trained: "cpu" or "cuda"."""
     unavailable: Mapping[str, str] = field(default_factory=dict)
-    """What of latency_s, energy_j and peak_memory_bytes cannot be measured, and why."""
+    """What of `CAPABILITIES` cannot be had, and why."""
     latency_method: str = "perf_counter"
     """The clock behind `DeviceProfiler.run`."""
     energy_method: str = ""
@@ -45,6 +51,9 @@ class DeviceFacts:
     """Whose quiet a measurement needs: "here" is the machine that gpsearch runs on, whose trainings
     pause meanwhile; another name is another machine. On one machine one model is measured at a
     time."""
+    tolerance: float = 1e-4
+    """How far outputs may lie from those of torch on the processor in 32 bits, as a share of the
+    largest; a device that computes in 16 bits, or in 8, says more."""
 
 
 @runtime_checkable
@@ -100,3 +109,35 @@ class MemoryMeter(Protocol):
 
     def peak_memory(self, handle: Any) -> int:
         """Return bytes at the peak of one call: the weights and everything alive beside them."""
+
+
+@runtime_checkable
+class OutputReader(Protocol):
+    """What a `DeviceProfiler` has besides, where a model's outputs can be brought back."""
+
+    def outputs(self, handle: Any) -> tuple[Any, ...]:
+        """Return the outputs of one call, computed as `DeviceProfiler.run` does.
+
+        Returns:
+            Arrays on the host, those of nested outputs in order; `arrays_of` makes them.
+        """
+
+
+def understood(api_version: object) -> bool:
+    """Say whether this engine speaks a profiler's version: "1" and "1.x" are one major version."""
+    major = API_VERSION.partition(".")[0]
+    return isinstance(api_version, str) and bool(
+        re.fullmatch(rf"{major}(\.\d+)*", api_version, re.ASCII)
+    )
+
+
+def arrays_of(output: Any) -> tuple[np.ndarray[Any, np.dtype[Any]], ...]:
+    """Return the tensors of a model's output, however nested, as arrays on the host."""
+    if isinstance(output, Tensor):
+        one = output.detach().cpu()
+        return ((one.float() if one.dtype == torch.bfloat16 else one).numpy(),)
+    if isinstance(output, np.ndarray):
+        return (output,)
+    if isinstance(output, Mapping):
+        output = output.values()
+    return tuple(array for part in output if part is not None for array in arrays_of(part))

@@ -18,7 +18,8 @@ from types import ModuleType
 from typing import Any
 
 from gpsearch.errors import UserError
-from gpsearch.profiling.device import API_VERSION, DeviceFacts, DeviceProfiler
+from gpsearch.profiling.device import API_VERSION, DeviceFacts, DeviceProfiler, understood
+from gpsearch.profiling.patience import within
 
 GROUP = "gpsearch.profilers"
 _METHODS = ("probe", "load", "run", "close")
@@ -59,15 +60,26 @@ def find(name: str) -> DeviceProfiler:
     return _from_file(name, found["module"], found["name"], found["argument"])
 
 
-def devices() -> dict[str, DeviceFacts | UserError]:
-    """Return what each installed profiler says of its device, or why it cannot be asked."""
-    facts: dict[str, DeviceFacts | UserError] = {}
-    for name in installed():
-        try:
-            facts[name] = find(name).probe()
-        except UserError as error:
-            facts[name] = error
-    return facts
+def devices(patience_s: float = 10.0) -> dict[str, DeviceFacts | UserError]:
+    """Return what each installed profiler says of its device, or why it cannot be asked.
+
+    Args:
+        patience_s: For how long each is waited for.
+    """
+    return {name: _asked(name, patience_s) for name in installed()}
+
+
+def _asked(name: str, patience_s: float) -> DeviceFacts | UserError:
+    try:
+        facts: object = within(patience_s, lambda: find(name).probe())
+    except UserError as error:
+        return error
+    except (Exception, SystemExit) as error:  # whatever a stranger's probe raises
+        return UserError(f"device {name!r} does not say what it is: {_line(error)}")
+    if isinstance(facts, DeviceFacts):
+        return facts
+    said = f"its probe() returned {type(facts).__name__}, not DeviceFacts"
+    return UserError(f"device {name!r} does not say what it is: {said}")
 
 
 def _from_file(name: str, module: str, class_name: str, argument: str | None) -> DeviceProfiler:
@@ -110,7 +122,7 @@ def _current_folder_importable() -> Iterator[None]:
 def _imported(load: Any, name: str, source: str, mend: str) -> Any:
     try:
         return load()
-    except Exception as error:  # whatever a stranger's module raises
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises
         raise UserError(
             f"device {name!r} {source} cannot be imported: {_line(error)}; {mend}"
         ) from error
@@ -118,7 +130,7 @@ def _imported(load: Any, name: str, source: str, mend: str) -> Any:
 
 def _made(factory: Any, name: str, argument: str | None, source: str, mend: str) -> DeviceProfiler:
     spoken = getattr(factory, "api_version", None)
-    if spoken != API_VERSION:
+    if not understood(spoken):
         said = f"speaks API version {spoken!r}, this gpsearch {API_VERSION!r}"
         raise UserError(f"device {name!r} {source} {said}; {mend}")
     missing = [method for method in _METHODS if not callable(getattr(factory, method, None))]
@@ -131,7 +143,7 @@ def _made(factory: Any, name: str, argument: str | None, source: str, mend: str)
         made: DeviceProfiler = factory() if argument is None else factory.with_argument(argument)
     except UserError:
         raise
-    except Exception as error:  # whatever a stranger's constructor raises
+    except (Exception, SystemExit) as error:  # whatever a stranger's constructor raises
         raise UserError(
             f"device {name!r} {source} does not start: {_line(error)}; {mend}"
         ) from error
@@ -142,5 +154,5 @@ def _package(entry: EntryPoint) -> str:
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown package"
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -127,7 +127,7 @@ def installed() -> dict[str, str]:
     for entry in sorted(entry_points(group="gpsearch.tasks")):
         try:
             found[entry.name] = (entry.load().__doc__ or "").strip().partition("\n")[0]
-        except Exception as error:  # a broken plug-in must not hide the others
+        except (Exception, SystemExit) as error:  # a broken plug-in must not hide the others
             found[entry.name] = f"unusable: {type(error).__name__}: {error}"
     return found
 
@@ -167,7 +167,7 @@ def _loading(name: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises
         raise UserError(
             f"task {name!r} cannot be loaded: {type(error).__name__}: {error}"
         ) from error

@@ -1,0 +1,95 @@
+"""What a check is, and which of them an API version demands."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from gpsearch.testing.bench import Bench
+
+Body = Callable[[Bench], None]
+
+DEMANDED = {
+    "1": {"": 7, "latency_s": 11, "outputs": 2, "peak_memory_bytes": 1, "energy_j": 10},
+}
+"""By major API version, how many checks each declared capability brings; "" are those of them all.
+Written down, so that a check that is lost on the way is missed."""
+ALWAYS = ("", "latency_s")
+"""What every profiler is held to: where a device cannot be timed, nothing about it is proven."""
+LIMIT_S = 120.0
+"""A check that takes longer is interrupted, and has failed."""
+
+
+class CheckFailed(AssertionError):
+    """A profiler breaks the contract; the message says how, and what is wanted."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a profiler must keep."""
+
+    name: str
+    needs: str
+    """The capability without which it is skipped; "" for none."""
+    body: Body
+
+    def run(self, bench: Bench, limit_s: float = LIMIT_S) -> None:
+        """Return if the profiler keeps it.
+
+        Raises:
+            CheckFailed: It does not.
+        """
+        try:
+            with deadline(limit_s):
+                self.body(bench)
+        except (CheckFailed, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # whatever a stranger's profiler raises
+            line = " ".join(f"{type(error).__name__}: {error}".split())
+            raise CheckFailed(f"the profiler raised {line}") from error
+
+
+CHECKS: dict[str, Check] = {}
+"""All checks by name, in the order in which they run."""
+
+
+def check(needs: str = "") -> Callable[[Body], Body]:
+    """Enter a function among the checks, under its name."""
+
+    def enter(body: Body) -> Body:
+        CHECKS[body.__name__] = Check(body.__name__, needs, body)
+        return body
+
+    return enter
+
+
+def demanded(api_version: str, lacking: dict[str, str]) -> int:
+    """Return how many checks must run on a profiler of this version."""
+    counts = DEMANDED[api_version.partition(".")[0]]
+    return sum(n for needs, n in counts.items() if needs in ALWAYS or needs not in lacking)
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Interrupt what takes longer by a TimeoutError, where signals can: in a main thread on Unix.
+
+    A signal, and not a thread left behind: what hangs must not go on beside the next check.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"no end within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,39 @@
+"""The commands `gpsearch plugin`; with installed packages, they are in test_plugin_install."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gpsearch.cli import app
+from gpsearch.errors import UserError
+
+
+def test_new_writes_a_package_and_says_what_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words, next_step in (
+        (["board"], "plugin check board"),
+        (["chess", "--task"], "run --task"),
+    ):
+        result = CliRunner().invoke(app, ["plugin", "new", *words])
+        assert result.exit_code == 0, result.output
+        assert f"{words[0]}/gpsearch_{words[0]}.py" in result.output
+        assert next_step in result.output.splitlines()[-1]
+    again = CliRunner().invoke(app, ["plugin", "new", "board"])
+    assert isinstance(again.exception, UserError)
+
+
+def test_check_fails_on_a_profiler_that_breaks_the_contract_and_says_why() -> None:
+    """The device of the toys makes its times up."""
+    result = CliRunner().invoke(app, ["plugin", "check", "tests.toy:ToyDevice", "--json"])
+    assert result.exit_code == 1
+    report = json.loads(result.output)
+    failed = {one["check"] for one in report["outcomes"] if one["state"] == "failed"}
+    assert failed >= {"run_waits_for_the_device", "ten_times_the_steps_take_ten_times_as_long"}
+    assert report["passed"] is False
+    assert report["summary"].startswith("FAILS: ")

@@ -1,0 +1,192 @@
+"""The kit finds every fault that is planted in the profiler of its own template."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from gpsearch.errors import UserError
+from gpsearch.profiling import DeviceProfiler, find
+from gpsearch.testing import Report, examine, template
+from gpsearch.testing.bench import Bench
+from gpsearch.testing.checks import CHECKS, DEMANDED, Check, CheckFailed
+from gpsearch.testing.report import examine_named
+from tests.fakes import FakeDevice
+from tests.toy import ToyDevice
+
+ROOT = Path(__file__).parents[1]
+SLOW = {"import_has_no_side_effects", "a_model_is_as_fast_as_itself", "readings_survive_json"}
+"""Seen through the tests of an installed package and of our own profilers."""
+QUICK = {name: one for name, one in CHECKS.items() if name not in SLOW}
+
+ABSENT = '{"energy_j": "this device has no energy counter"}'
+METER = """    def read_energy(self):
+        return time.perf_counter(), {joules}
+
+    def close"""
+
+
+def planted(folder: Path, swaps: dict[str, str]) -> DeviceProfiler:
+    """Return the template's profiler with parts of its source replaced."""
+    template.write("profiler", "demo", folder / "demo")
+    path = folder / "demo" / "gpsearch_demo.py"
+    source = path.read_text()
+    for sound, faulty in swaps.items():
+        assert sound in source
+        source = source.replace(sound, faulty)
+    path.write_text(source)
+    return find(f"{path}:DemoProfiler")
+
+
+def metered(joules: str) -> dict[str, str]:
+    return {ABSENT: "{}", "    def close": METER.format(joules=joules)}
+
+
+@pytest.mark.parametrize(
+    ("swaps", "check", "why"),
+    [
+        # times
+        ({"return seconds": "return 0.0"}, "every_call_has_its_time", "gave 0.0 for the seconds"),
+        ({"return seconds": "return 1e3 * seconds"}, "seconds_fit_into_the_clock", "not milli"),
+        ({"in schedule]": "in schedule[1:]]"}, "every_call_has_its_time", "0 times for 1 calls"),
+        ({"in schedule]": "in sorted(schedule)]"}, "the_schedule_is_kept", "of 12 times are not"),
+        ({"return seconds": "return 1e-5"}, "ten_times_the_steps_take_ten_times_as_long", "1, 1"),
+        (
+            {
+                "import torch\n": "import torch\nimport concurrent.futures\n",
+                "THREAD =": "DEVICE = concurrent.futures.ThreadPoolExecutor(1)\nTHREAD =",
+                "model(*example)  #": "DEVICE.submit(model, *example)  #",
+            },
+            "run_waits_for_the_device",
+            "must wait until the output is there",
+        ),
+        # models
+        ({"copy.deepcopy(model).eval()": "model.eval()"}, "load_leaves_the_model_alone", "mode"),
+        ({"copy.deepcopy(model)": "model"}, "a_handle_is_a_copy", "off those of torch"),
+        ({"(model(*example))": "(model(*example) * 2)"}, "outputs_equal_the_reference", "1 off"),
+        (
+            {"            model(*example)  #": "            self.try_(model, example)  #",
+             "    def close": "    def try_(self, model, example):\n        try:\n            "
+             "model(*example)\n        except Exception:\n            pass\n\n    def close"},
+            "errors_are_told_and_recovered_from",
+            "whose forward raises was given the time",
+        ),
+        # facts
+        ({"return Dev": "raise OSError('no bus')\n        return Dev"}, "probe_is_cheap", "no bus"),
+        ({"torch.__version__": "str(time.time())"}, "probe_repeats_itself", "fingerprint"),
+        ({"torch.__version__": "1, 2: 3"}, "facts_survive_json", "use str"),
+        ({'{"energy_j":': '{"energy":'}, "what_is_unavailable_has_a_reason", "'energy'; there are"),
+        ({ABSENT: '{"energy_j": ""}'}, "what_is_unavailable_has_a_reason", "without a reason"),
+        ({'nothing is held here."""': '"""\n        del self.api'}, "closes_twice", "Attribute"),
+        # joules
+        (metered("float('nan')"), "the_counter_never_falls", "nan"),
+        (metered("-time.perf_counter()"), "the_counter_never_falls", "cumulative J"),
+        (metered("1e9 - time.perf_counter()"), "the_counter_never_falls", "fell from"),
+        (metered("0.0"), "joules_grow_with_the_work", "stood still"),
+        (metered("2e7 * time.perf_counter()"), "joules_grow_with_the_work", "mJ, uJ or Wh"),
+        (metered("time.no_such_clock()"), "known_joules_are_read", "no_such_clock"),
+    ],
+)  # fmt: skip
+def test_a_planted_fault_is_found_and_named(
+    tmp_path: Path, swaps: dict[str, str], check: str, why: str
+) -> None:
+    bench = Bench(planted(tmp_path, swaps))
+    with pytest.raises(CheckFailed, match=re.escape(why)):
+        CHECKS[check].run(bench)
+
+
+def test_the_template_is_sound_and_a_report_says_so(tmp_path: Path) -> None:
+    profiler = planted(tmp_path, {})
+    report = examine(lambda: profiler, "demo", checks=QUICK)
+    assert [one for one in report.outcomes if one.state == "failed"] == []
+    assert Counter(one.state for one in report.outcomes) == {"passed": 17, "skipped": 11}
+    assert "skip  1 checks: no peak_memory_bytes: the profiler of 'demo' does" in report.text()
+    assert json.loads(json.dumps(report.to_dict()))["ran"] == 17
+
+
+def test_a_report_fails_when_fewer_checks_ran_than_are_demanded(tmp_path: Path) -> None:
+    profiler = planted(tmp_path, {})
+    one = {"probe_is_cheap": CHECKS["probe_is_cheap"]}
+    report = examine(lambda: profiler, "demo", checks=one)
+    assert (report.ran, report.passed) == (1, False)
+    assert report.summary() == "FAILS: 1 checks ran: TOO FEW, API 1 demands 20; 1 passed"
+
+
+def test_a_device_that_is_not_there_is_not_proven() -> None:
+    away = FakeDevice(unavailable={"latency_s": "unplugged"})
+    report = examine(lambda: away, "fake", checks=QUICK)
+    assert not any(one.state == "failed" for one in report.outcomes)
+    assert not report.passed
+    assert "TOO FEW" in report.summary()
+
+
+def test_the_number_of_checks_is_written_down() -> None:
+    assert Counter(one.needs for one in CHECKS.values()) == DEMANDED["1"]
+
+
+def test_a_known_failure_needs_its_reason_and_has_to_fail() -> None:
+    known = {"run_waits_for_the_device": "a simulator", "probe_is_cheap": "slow", "nonsense": "?"}
+    checks = {name: CHECKS[name] for name in ("run_waits_for_the_device", "probe_is_cheap")}
+    report = examine(ToyDevice, "toy", expected_failures=known, checks=checks)
+    states = {one.check: (one.state, one.reason) for one in report.outcomes}
+    assert states["run_waits_for_the_device"][0] == "expected"
+    assert states["run_waits_for_the_device"][1].startswith("a simulator (batches of 64")
+    assert states["probe_is_cheap"][1].startswith("passes, though expected to fail: slow")
+    assert states["nonsense"] == ("failed", "expected to fail, but there is no such check")
+
+
+def test_a_check_that_hangs_is_interrupted_and_the_next_one_runs() -> None:
+    hanging = Check("sleeps", "", lambda bench: time.sleep(60))
+    with pytest.raises(CheckFailed, match=r"TimeoutError: no end within 0\.1 s"):
+        hanging.run(Bench(ToyDevice()), limit_s=0.1)
+    made: list[DeviceProfiler] = []
+
+    def make() -> DeviceProfiler:
+        made.append(ToyDevice())
+        return made[-1]
+
+    failing = Check("fails", "", lambda bench: 1 / 0)  # type: ignore[arg-type]
+    report = examine(make, checks={"fails": failing, "next": CHECKS["probe_is_cheap"]})
+    assert [one.state for one in report.outcomes] == ["failed", "passed"]
+    assert len(made) == 2  # the second check has a fresh profiler
+
+
+def test_a_name_that_is_none_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no device called 'abacus'"):
+        examine_named("abacus")
+    assert isinstance(Report("x", "1", (), 1).to_dict(), dict)
+
+
+@pytest.mark.parametrize("kind", ["profiler", "task"])
+def test_a_package_bears_the_name_it_is_given(tmp_path: Path, kind: str) -> None:
+    written = template.write(kind, "my_board", tmp_path / "p")
+    names = {path.relative_to(tmp_path / "p").as_posix() for path in written}
+    assert names >= {"pyproject.toml", "README.md", "gpsearch_my_board.py"}
+    assert names >= {"tests/test_gpsearch_my_board.py"}
+    text = "".join(path.read_text() for path in written)
+    assert "demo" not in text.lower()
+    assert 'name = "gpsearch-my-board"' in text
+    assert f"class MyBoard{kind.capitalize()}" in text
+
+
+@pytest.mark.parametrize("name", ["3board", "my-board", "Board", "class", ""])
+def test_a_name_that_python_cannot_bear_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="is no name for a profiler"):
+        template.write("profiler", name, tmp_path / "p")
+
+
+def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="exists already"):
+        template.write("profiler", "board", tmp_path)
+
+
+def test_the_task_that_is_written_is_the_one_that_is_explained() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    example = (ROOT / "gpsearch/testing/templates/task/gpsearch_demo.py").read_text("utf-8")
+    assert f"```python\n{example}```" in guide
+    assert len(example.splitlines()) <= 60
