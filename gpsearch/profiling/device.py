@@ -46,6 +46,11 @@ class DeviceFacts:
     pause meanwhile; another name is another machine. On one machine one model is measured at a
     time."""
 
+    @property
+    def here(self) -> bool:
+        """Whether models run on this machine's processor: what is fast there can be tried here."""
+        return self.machine == HERE and self.torch_device == "cpu"
+
 
 @runtime_checkable
 class DeviceProfiler(Protocol):
