@@ -15,8 +15,10 @@ A map, in reading order:
     groups      which weights compete, and which belong to one unit
     cell        `HLSTM` and `HLSTMCell`, with the equations
     gated       the parameters of its gates
+    inference   the same in C, where there is no training to be done
     kernels     the recurrence itself, over time and over ragged batches
     compact     `compact`: the smallest module with equal outputs
+    formats     which way a recurrent layer runs fastest on this processor
     compact_units  which units a model has, who makes them and who reads them
     flops       how many FLOPs and weights a model has
     exporting   a model as a flat program, for devices without torch: numpy, ONNX

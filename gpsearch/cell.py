@@ -78,10 +78,14 @@ class HLSTMCell(Gated):
             h, c = zeros, zeros
         else:
             h, c = (s if input.dim() == 2 else s.unsqueeze(0) for s in hx)
-        h, c = self._step(x, h, c, self.gates(len(x)) if gates is None else gates)
+        h, c = self._step(x, h, c, gates)
         return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
 
     def _step(self, x: Tensor, h: Tensor, c: Tensor, gates: Gates | None) -> State:
+        if decoder := self._decoder(len(x), x, h, c):
+            return decoder.step(x, h, c)
+        if gates is None:
+            gates = self.gates(len(x))
         if gates is not None:
             hs, cs = recurrence([x[None]], h[None], c[None], [gates])
             return hs[0, 0], cs[0, 0]
@@ -250,6 +254,8 @@ class HLSTM(Gated):
         """Run time-major sequences through all layers."""
         steps, batch = x.shape[:2]
         lengths = _checked_lengths(lengths, steps, batch)
+        if decoder := self._decoder(batch, x, *(hx or ())):
+            return decoder.run(x, hx and self._initial(x, hx), lengths)
         hx = self._initial(x, hx)
         sparse = self._patterns and kernels_for(x) is not None
         if not self.gate_hidden and lengths is None and not sparse:
@@ -316,6 +322,16 @@ class HLSTM(Gated):
             below = self.hidden_size * (1 + self.bidirectional)
             for suffix in self._suffixes(layer):
                 yield suffix, below if layer else self.input_size
+
+    @property
+    def _directions(self) -> int:  # type: ignore[override]
+        return 1 + self.bidirectional
+
+    def _sizes(self) -> list[Any]:
+        return [*super()._sizes(), self.num_layers]
+
+    def _flags(self) -> list[Any]:
+        return [*super()._flags(), self.batch_first, self.bidirectional]
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}{way}" for way in ("", "_reverse")[: 1 + self.bidirectional]]

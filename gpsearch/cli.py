@@ -311,10 +311,12 @@ def profile(
         raise UserError("profile: give a folder with model.pt, a candidate's file, or --sweep")
     learned = tasks.find(task, data)
     is_candidate = model.suffix == ".toml"
-    network = untrained(model, learned) if is_candidate else load_model(model / "model.pt")
-    reading = read_costs(
-        profiling.find(device), network, learned, energy=energy, estimate_w=estimate_energy
-    )
+    profiler = profiling.find(device)
+    if is_candidate:
+        network = untrained(model, learned, here=profiler.probe().here)
+    else:
+        network = load_model(model / "model.pt")
+    reading = read_costs(profiler, network, learned, energy=energy, estimate_w=estimate_energy)
     typer.echo(reading_lines(reading), nl=False)
 
 

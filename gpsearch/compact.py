@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.compact_units import Link, Place, Units, ends, families, input_size, reading
 from gpsearch.errors import UserError
+from gpsearch.formats import choose
 
 
 @runtime_checkable
@@ -39,8 +40,12 @@ class Chained(Protocol):
 
 
 @torch.no_grad()
-def compact(model: nn.Module) -> nn.Module:
+def compact(model: nn.Module, *, here: bool = True) -> nn.Module:
     """Return the smallest equal module, in eval mode; ``model`` stays as it is.
+
+    On this processor its recurrent layers then run, without gradients and few sequences at a time,
+    in the way that is found to be fastest: by kernels in C, every weight in the format that its
+    zeros call for (see `gpsearch.formats`), or by torch. The parameters are ordinary ones.
 
     Gates of an `HLSTM` lose hidden units wherever it stands in the model. State units, and neurons
     between linear layers, go where it is known who reads them: within `nn.Sequential`, and along
@@ -55,6 +60,7 @@ def compact(model: nn.Module) -> nn.Module:
 
     Args:
         model: Any module; nothing in it that shares its parameters with another part shrinks.
+        here: It will run on this processor, so that it pays to try what is fast here.
 
     Raises:
         UserError: A ``compaction_chain`` names no submodule.
@@ -67,7 +73,7 @@ def compact(model: nn.Module) -> nn.Module:
     units = _families(small)
     _simplify(units)
     _shrink(units)
-    return small
+    return choose(small) if here else small
 
 
 def _families(model: nn.Module) -> list[Units]:

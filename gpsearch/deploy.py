@@ -14,6 +14,7 @@ from torch import nn
 
 from gpsearch import flops, profiling, tasks
 from gpsearch.candidate import Candidate
+from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.compact import compact
 from gpsearch.errors import UserError
 from gpsearch.files import write_atomically
@@ -75,8 +76,13 @@ def reference_name(space: Space) -> str:
     return next(iter(space.baselines()))
 
 
-def untrained(candidate: Path, task: Task) -> nn.Module:
+def untrained(candidate: Path, task: Task, *, here: bool = True) -> nn.Module:
     """Return what a candidate file's model will look like: pruned to its final density, compact.
+
+    Args:
+        candidate: The file.
+        task: What it is for.
+        here: As for `compact`.
 
     Raises:
         UserError: The file is no candidate.
@@ -85,7 +91,8 @@ def untrained(candidate: Path, task: Task) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = task.build(chosen.architecture)
-    return compact(sketch(model, chosen.schedule, tasks.prunable(task, chosen.schedule)))
+    sketched = sketch(model, chosen.schedule, tasks.prunable(task, chosen.schedule))
+    return compact(sketched, here=here)
 
 
 def save_model(model: nn.Module, path: Path) -> None:
@@ -107,6 +114,12 @@ def load_model(path: Path) -> nn.Module:
         raise UserError(f"{path}: not a readable model ({type(error).__name__})") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{path}: holds no model")
+    for name, module in model.named_modules():
+        if isinstance(module, HLSTM | HLSTMCell):
+            try:
+                module.check()
+            except UserError as error:
+                raise UserError(f"{path}: damaged in {name or 'the model'}: {error}") from error
     return model.eval()
 
 

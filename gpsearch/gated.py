@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpsearch.errors import UserError
+from gpsearch.inference import Packable, Spec
 from gpsearch.kernels.gates import Dense, Gates, Norm
 from gpsearch.kernels.pattern import Patterns
 from gpsearch.kernels.recurrence import ACTIVATIONS
@@ -20,15 +21,7 @@ _DIRECT_SCALE = 0.3
 """Start of the last gate layer beside a direct path: the gates begin close to flat ones."""
 
 
-class _Spec(NamedTuple):
-    """One parameter: drawn from U(-bound, bound), or constant where it belongs to a norm."""
-
-    name: str
-    shape: tuple[int, ...]
-    bound: float = 0.0
-
-
-class Gated(nn.Module):
+class Gated(Packable):
     """What `HLSTM` and `HLSTMCell` share: the gates' options and their parameters."""
 
     def __init__(
@@ -81,38 +74,38 @@ class Gated(nn.Module):
                 else:
                     nn.init.uniform_(parameter, -bound, bound)
 
-    def _specs(self, inputs: int) -> Iterator[_Spec]:
+    def _specs(self, inputs: int) -> Iterator[Spec]:
         """Yield the parameters of one cell that reads ``inputs`` features."""
         for spec in (*self._flat_specs(inputs), *self._hidden_specs(inputs)):
             if self.bias or not spec.name.startswith(("bias", "norm_bias")):
                 yield spec
 
-    def _flat_specs(self, inputs: int) -> Iterator[_Spec]:
+    def _flat_specs(self, inputs: int) -> Iterator[Spec]:
         if self.gate_hidden and not self.gate_direct:
             return
         state, bound = self.hidden_size, 1 / math.sqrt(self.hidden_size)
-        yield _Spec("weight_ih", (4 * state, inputs), bound)
-        yield _Spec("weight_hh", (4 * state, state), bound)
-        yield _Spec("bias_ih", (4 * state,), bound)
-        yield _Spec("bias_hh", (4 * state,), bound)
+        yield Spec("weight_ih", (4 * state, inputs), bound)
+        yield Spec("weight_hh", (4 * state, state), bound)
+        yield Spec("bias_ih", (4 * state,), bound)
+        yield Spec("bias_hh", (4 * state,), bound)
 
-    def _hidden_specs(self, inputs: int) -> Iterator[_Spec]:
+    def _hidden_specs(self, inputs: int) -> Iterator[Spec]:
         if not self.gate_hidden:
             return
         first, state = self.gate_hidden[0], self.hidden_size
         bound = 1 / math.sqrt(inputs + state)
-        yield _Spec("weight_gate_ih", (4 * first, inputs), bound * self._gain())
-        yield _Spec("weight_gate_hh", (4 * first, state), bound * self._gain())
-        yield _Spec("bias_gate", (4 * first,), bound)
+        yield Spec("weight_gate_ih", (4 * first, inputs), bound * self._gain())
+        yield Spec("weight_gate_hh", (4 * first, state), bound * self._gain())
+        yield Spec("bias_gate", (4 * first,), bound)
         for j, (width, following) in enumerate(pairwise((*self.gate_hidden, state)), 1):
             last, bound = j == len(self.gate_hidden), 1 / math.sqrt(width)
             if self.gate_norm:
-                yield _Spec(f"norm_weight_gate{j}", (4 * width,))
-                yield _Spec(f"norm_bias_gate{j}", (4 * width,))
+                yield Spec(f"norm_weight_gate{j}", (4 * width,))
+                yield Spec(f"norm_bias_gate{j}", (4 * width,))
             scale = self._gain() if not last else _DIRECT_SCALE if self.gate_direct else 1.0
-            yield _Spec(f"weight_gate{j}", (4 * following, width), bound * scale)
+            yield Spec(f"weight_gate{j}", (4 * following, width), bound * scale)
             if not (last and self.gate_direct):
-                yield _Spec(f"bias_gate{j}", (4 * following,), bound)
+                yield Spec(f"bias_gate{j}", (4 * following,), bound)
 
     def _gain(self) -> float:
         """What takes the bound 1/sqrt(fan_in) to one that keeps variance (gelu: as relu)."""

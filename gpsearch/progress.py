@@ -16,6 +16,7 @@ from typing import Any
 from gpsearch import profiling
 from gpsearch.candidate import Candidate
 from gpsearch.errors import UserError
+from gpsearch.kernels import native
 from gpsearch.objectives import OBJECTIVES
 from gpsearch.profiling import Quantity, Reading
 from gpsearch.sampling import Proposal
@@ -187,6 +188,7 @@ def diagnosis() -> tuple[str, bool]:
     import torch
 
     lines = [f"torch {torch.__version__}, {torch.get_num_threads()} threads"]
+    lines += [f"kernels {native.description()}"]
     lines += [devices_text().rstrip()]
     healthy, verdict = _ranking_works()
     lines += [verdict]

@@ -29,6 +29,10 @@ _ARGUMENTS = {
     "forward_sparse": "p",
     "backward_sparse": "p",
     "sampled": "piiipipip",
+    "pack_matrix": "ipiip",
+    "multiply_matrix": "ppp",
+    "decode_stride": "i",
+    "decode": "piiiippiipiipp",
 }
 """Of every function: whole numbers (i, 64 bits) and pointers (p)."""
 _TYPES = {"i": ctypes.c_int64, "p": ctypes.c_void_p}

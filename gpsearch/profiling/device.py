@@ -55,6 +55,11 @@ class DeviceFacts:
     """How far outputs may lie from those of torch on the processor in 32 bits, as a share of the
     largest; a device that computes in 16 bits, or in 8, says more."""
 
+    @property
+    def here(self) -> bool:
+        """Whether models run on this machine's processor: what is fast there can be tried here."""
+        return self.machine == HERE and self.torch_device == "cpu"
+
 
 @runtime_checkable
 class DeviceProfiler(Protocol):

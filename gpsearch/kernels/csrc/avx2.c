@@ -1,6 +1,7 @@
 /* The kernels for x86 processors with AVX2 and FMA. */
 
 #if defined(__x86_64__)
+#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>

@@ -1,6 +1,7 @@
 /* The kernels for x86 processors with AVX-512 (F, VL, BW, DQ). */
 
 #if defined(__x86_64__)
+#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>

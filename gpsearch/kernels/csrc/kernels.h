@@ -4,3 +4,6 @@
 #include "product.h"
 #include "training.h"
 #include "sparse.h"
+#include "pack.h"
+#include "matrix.h"
+#include "decode.h"

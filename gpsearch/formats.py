@@ -1,0 +1,152 @@
+"""Which way a recurrent layer runs fastest on this processor: found out by running it.
+
+Every weight is packed in each format that could pay and the layer runs on, round by round; what
+remains is the best format of each, or none, where torch is faster. A weight is tried in its place,
+among all the others, because they share the caches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpsearch.cell import HLSTM, HLSTMCell
+from gpsearch.kernels.decode import FORMATS, Decoder, Packed, suits
+from gpsearch.kernels.native import Native, native
+
+_FEW_WEIGHTS = 4096
+"""A weight of one gate with fewer elements is left dense: there is nothing to gain."""
+_SMALLER = 0.75
+"""A format that takes a larger share of the dense one's memory cannot win."""
+_GAIN = 0.97
+"""What takes more than this share of the time is no better."""
+_SEQUENCE = 16
+"""Time steps in which the kernels are held against torch."""
+_SECONDS = 0.005
+"""To try the formats of one weight; there are at least three rounds, and at most 15."""
+
+
+@torch.inference_mode()
+def choose(model: nn.Module) -> nn.Module:
+    """Let every recurrent layer run in the way that is fastest here; its outputs stay equal.
+
+    `HLSTM` and `HLSTMCell` get their ``formats``, and a `torch.nn.LSTM` becomes an `HLSTM` where
+    that is faster. Layers on other devices, of another precision or with ``gate_norm`` stay with
+    torch, and so does everything where there are no kernels.
+
+    Args:
+        model: In eval mode; its modules are changed in place.
+
+    Returns:
+        The model; another one only where it is itself a `torch.nn.LSTM`.
+    """
+    kernels = native()
+    for module in model.modules():
+        if isinstance(module, HLSTM | HLSTMCell):
+            module.formats = {} if kernels is None else _best_formats(module, kernels)
+    if kernels is None:
+        return model
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if type(module) is nn.LSTM and name and _may_go(module, model):
+            model.set_submodule(name, _faster(module, kernels))
+    return _faster(model, kernels) if type(model) is nn.LSTM and _may_go(model, model) else model
+
+
+def _best_formats(module: HLSTM | HLSTMCell, kernels: Native) -> Mapping[str, str]:
+    """Return the fastest formats, or none where torch is faster."""
+    if module.gate_norm or not suits(*module.parameters()):
+        return {}
+    single = isinstance(module, HLSTMCell)
+    x = torch.randn(1 if single else _SEQUENCE, 1, module.input_size)
+    formats = _packing(module, kernels, x)
+    decoder = module.packed(kernels, formats)
+    module.formats = {}
+    ways = {
+        "torch": lambda: module(x[0] if single else x),
+        "kernels": lambda: decoder.run(x, None),
+    }
+    seconds = _time(ways, 3, time.perf_counter)  # torch may use several threads
+    return formats if seconds["kernels"] < _GAIN * seconds["torch"] else {}
+
+
+def _packing(module: HLSTM | HLSTMCell, kernels: Native, x: Tensor) -> dict[str, str]:
+    """Find the best format of every weight, the largest weights first."""
+    weights = {name: p for name, p in module.named_parameters() if p.dim() == 2}
+    formats, packed = dict.fromkeys(weights, "dense"), dict[tuple[int, str], Packed]()
+    for name in sorted(weights, key=lambda name: -weights[name].numel()):
+        promising = _promising(weights[name], kernels)
+        if len(promising) == 1:
+            continue
+        decoders = {
+            format: module.packed(kernels, formats | {name: format}, packed) for format in promising
+        }
+        formats[name] = _fastest(decoders, x[:2])
+    return formats
+
+
+def _promising(weight: Tensor, kernels: Native) -> list[str]:
+    """List dense, and those formats that take clearly less memory."""
+    gates = weight.chunk(4)
+    if gates[0].numel() < _FEW_WEIGHTS:
+        return ["dense"]
+    sizes = {}
+    for format in FORMATS:
+        bytes_ = [Packed.bytes_of(kernels, gate, format) for gate in gates]
+        if min(bytes_) >= 0:
+            sizes[format] = sum(bytes_)
+    most = _SMALLER * sizes["dense"]
+    return [format for format, size in sizes.items() if format == "dense" or size <= most]
+
+
+def _fastest(decoders: dict[str, Decoder], x: Tensor) -> str:
+    calls: dict[str, Callable[[], Any]] = {
+        format: lambda decoder=decoder: decoder.run(x, None)  # type: ignore[misc]
+        for format, decoder in decoders.items()
+    }
+    one = sum(_time(calls, 1).values())
+    seconds = _time(calls, max(3, min(15, int(_SECONDS / one))))
+    best = min(seconds, key=lambda format: seconds[format])
+    return best if seconds[best] < _GAIN * seconds["dense"] else "dense"
+
+
+def _time(
+    calls: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    clock: Callable[[], float] = time.thread_time,
+) -> dict[str, float]:
+    """Return each call's shortest time of some rounds, in which all take turns.
+
+    A call that is timed follows an untimed one of its own: what the others left in the caches is
+    no concern of a model that runs alone.
+    """
+    seconds = dict.fromkeys(calls, float("inf"))
+    for _ in range(rounds):
+        for name, call in calls.items():
+            call()
+            start = clock()
+            call()
+            seconds[name] = min(seconds[name], clock() - start)
+    return seconds
+
+
+def _may_go(lstm: nn.LSTM, model: nn.Module) -> bool:
+    """Tell whether an LSTM can be exchanged: nothing hangs on it or shares its weights."""
+    owners = Counter(
+        id(p) for module in model.modules() for p in set(module.parameters(recurse=False))
+    )
+    shared = any(owners[id(p)] > 1 for p in lstm.parameters())
+    hooked = lstm._forward_hooks or lstm._forward_pre_hooks
+    return not (lstm.proj_size or shared or hooked)
+
+
+def _faster(lstm: nn.LSTM, kernels: Native) -> nn.Module:
+    """Return the LSTM, or an equal HLSTM with formats where that is faster."""
+    with torch.inference_mode(False), torch.no_grad():
+        other = HLSTM.from_lstm(lstm)
+    other.formats = _best_formats(other, kernels)
+    return other if other.formats else lstm

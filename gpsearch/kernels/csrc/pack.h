@@ -1,0 +1,252 @@
+/* Weight matrices packed for products with one vector, y += W x, each in the format that its zeros
+   call for: how they are packed; matrix.h multiplies by them. Needs simd.h and product.h.
+
+   A packed matrix is one block of memory, aligned to 64 bytes: the header, then the arrays that it
+   points to. But for the dense format, rows come in groups of some height and a group takes as many
+   steps as it needs; a step holds some values and their places.
+
+     ROWS     1 row; a step is one non-zero with its column (CSR).
+     SELL     16 rows; a step has one non-zero of each, with its column: x is gathered.
+     WINDOWS  VW rows; a step looks at VW consecutive entries of x, and each row takes from them its
+              next non-zero if it is among them. A permutation within a register stands in for the
+              gather: the place holds the window's first column, and for each row a lane.
+     B16X1, B8X1   16 or 8 rows; a step has one column of them, with at least one non-zero.
+     B4X4     4 rows; a step has four columns of them.
+
+   Rows of SELL and WINDOWS are sorted by their number of non-zeros, so that a group's are alike,
+   where that saves steps. Groups are sorted by their number of steps: the processor foresees the
+   end of a loop that is as long as the one before. Vectors are longer than they need to be: x and y end in PAD more floats, which in x are zero, so
+   that every step is made of whole vectors. */
+
+#include <stdlib.h>
+
+enum { DENSE, ROWS, SELL, WINDOWS, B16X1, B8X1, B4X4 };
+
+#define PAD 16
+#define MOST_COLUMNS 65535 /* a column is 16 bits wide */
+#define LANE_BITS (VW == 16 ? 4 : VW == 8 ? 3 : 2)
+#define LANES_BYTES (VW == 4 ? 1 : VW / 2)
+#define SORTING_PAYS 0.95 /* at this share of the steps, or less: results have to be scattered */
+
+typedef struct {
+    int64_t format, rows, columns, groups;
+    /* In bytes from the header on: of all steps, of all groups, and of all their rows; order is 0
+       where these follow one another. */
+    int64_t values, places, starts, heads, order;
+} Matrix;
+
+typedef struct {
+    int height, values, place_bytes, sorted;
+} Shape;
+
+typedef struct {
+    const float *w; /* row-major */
+    int64_t rows, columns;
+} Source;
+
+static Shape shape_of(int64_t format)
+{
+    switch (format) {
+        case ROWS: return (Shape){1, 1, 2, 0};
+        case SELL: return (Shape){16, 16, 32, 1};
+        case WINDOWS: return (Shape){VW, VW, 2 + LANES_BYTES, 1};
+        case B16X1: return (Shape){16, 16, 2, 0};
+        case B8X1: return (Shape){8, 8, 2, 0};
+        default: return (Shape){4, 16, 2, 0};
+    }
+}
+
+/* Packing */
+
+static int64_t next_nonzero(const Source *s, int64_t row, int64_t column)
+{
+    if (row >= s->rows) return s->columns;
+    while (column < s->columns && s->w[row * s->columns + column] == 0.0f) column++;
+    return column;
+}
+
+INLINE float element(const Source *s, int64_t row, int64_t column)
+{
+    return row < s->rows && column < s->columns ? s->w[row * s->columns + column] : 0.0f;
+}
+
+/* Each of these writes the steps of a group and returns their number; without values, only that.
+   `rows` are the group's, or beyond the matrix's where it has fewer. */
+
+static int64_t write_nonzeros(const Source *s, const int32_t *rows, int height, float *values,
+                              uint16_t *places)
+{
+    int64_t at[16], steps = 0, live = 1;
+    for (int i = 0; i < height; i++) at[i] = next_nonzero(s, rows[i], 0);
+    for (;; steps++) {
+        live = 0;
+        for (int i = 0; i < height; i++) live |= at[i] < s->columns;
+        if (!live) return steps;
+        for (int i = 0; i < height; i++) {
+            const int there = at[i] < s->columns;
+            if (values) {
+                values[steps * height + i] = element(s, rows[i], at[i]);
+                places[steps * height + i] = there ? (uint16_t)at[i] : 0;
+            }
+            if (there) at[i] = next_nonzero(s, rows[i], at[i] + 1);
+        }
+    }
+}
+
+/* Rounded up to four steps, which is as many as are taken together. */
+static int64_t write_windows(const Source *s, const int32_t *rows, float *values, uint8_t *places)
+{
+    int64_t at[VW], steps = 0;
+    for (int i = 0; i < VW; i++) at[i] = next_nonzero(s, rows[i], 0);
+    for (;; steps++) {
+        int64_t first = s->columns;
+        for (int i = 0; i < VW; i++) first = at[i] < first ? at[i] : first;
+        if (first == s->columns && steps % 4 == 0) return steps;
+        const uint16_t start = first == s->columns ? 0 : (uint16_t)first;
+        uint64_t lanes = 0;
+        for (int i = 0; i < VW; i++) {
+            const int inside = at[i] < s->columns && at[i] < first + VW;
+            if (values) values[steps * VW + i] = inside ? element(s, rows[i], at[i]) : 0.0f;
+            if (!inside) continue;
+            lanes |= (uint64_t)(at[i] - first) << (LANE_BITS * i);
+            at[i] = next_nonzero(s, rows[i], at[i] + 1);
+        }
+        if (!values) continue;
+        memcpy(places + steps * (2 + LANES_BYTES), &start, 2);
+        memcpy(places + steps * (2 + LANES_BYTES) + 2, &lanes, LANES_BYTES); /* little-endian */
+    }
+}
+
+static int64_t write_blocks(const Source *s, const int32_t *rows, int height, int width,
+                            float *values, uint16_t *places)
+{
+    int64_t steps = 0;
+    for (int64_t column = 0; column < s->columns; column += width) {
+        int live = 0;
+        for (int i = 0; i < height; i++)
+            for (int j = 0; j < width; j++) live |= element(s, rows[i], column + j) != 0.0f;
+        if (!live) continue;
+        if (values) {
+            places[steps] = (uint16_t)(column / width);
+            for (int i = 0; i < height; i++)
+                for (int j = 0; j < width; j++)
+                    values[(steps * height + i) * width + j] = element(s, rows[i], column + j);
+        }
+        steps++;
+    }
+    return steps;
+}
+
+static int64_t write_group(int64_t format, const Source *s, const int32_t *rows, float *values,
+                           void *places)
+{
+    const Shape shape = shape_of(format);
+    switch (format) {
+        case ROWS:
+        case SELL: return write_nonzeros(s, rows, shape.height, values, places);
+        case WINDOWS: return write_windows(s, rows, values, places);
+        case B4X4: return write_blocks(s, rows, 4, 4, values, places);
+        default: return write_blocks(s, rows, shape.height, 1, values, places);
+    }
+}
+
+static int smaller_first(const void *one, const void *other)
+{
+    const int64_t a = *(const int64_t *)one, b = *(const int64_t *)other;
+    return (a > b) - (a < b);
+}
+
+/* How a matrix will be packed; orders are keys whose lower half is a row's or a group's number. */
+typedef struct {
+    int64_t steps;
+    int64_t *order;  /* of the rows, filled up to whole groups by ones that the matrix lacks */
+    int64_t *groups; /* and of the groups */
+} Plan;
+
+INLINE int32_t number(int64_t key) { return (int32_t)(key & INT32_MAX); }
+
+static void rows_of(const Plan *p, int64_t group, int height, int32_t *rows)
+{
+    for (int i = 0; i < height; i++) rows[i] = number(p->order[group * height + i]);
+}
+
+/* Plans with rows as they are, or sorted; a plan without order could get no memory. */
+static Plan planned(int64_t format, const Source *s, int64_t groups, int sorted)
+{
+    const int height = shape_of(format).height;
+    const size_t lanes = (size_t)(groups * height);
+    Plan p = {0, malloc((lanes + (size_t)groups + 1) * sizeof(int64_t)), NULL};
+    if (!p.order) return p;
+    p.groups = p.order + lanes;
+    for (int64_t row = 0; row < groups * height; row++) {
+        p.order[row] = row < s->rows ? row : s->rows;
+        for (int64_t k = 0; sorted && row < s->rows && k < s->columns; k++)
+            p.order[row] += (int64_t)(element(s, row, k) == 0.0f) << 32;
+    }
+    if (sorted) qsort(p.order, (size_t)s->rows, sizeof *p.order, smaller_first);
+    for (int64_t g = 0; g < groups; g++) {
+        int32_t rows[16];
+        rows_of(&p, g, height, rows);
+        const int64_t steps = write_group(format, s, rows, NULL, NULL);
+        p.groups[g] = ((INT32_MAX - steps) << 32) + g;
+        p.steps += steps;
+    }
+    qsort(p.groups, (size_t)groups, sizeof *p.groups, smaller_first);
+    return p;
+}
+
+INLINE int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+static void write_matrix(const Matrix *m, const Source *s, const Plan *p, char *to)
+{
+    const Shape shape = shape_of(m->format);
+    int32_t *starts = (int32_t *)(to + m->starts), *heads = (int32_t *)(to + m->heads), rows[16];
+    memcpy(to, m, sizeof *m);
+    starts[0] = 0;
+    for (int64_t g = 0; g < m->groups; g++) {
+        heads[g] = number(p->groups[g]) * shape.height;
+        rows_of(p, number(p->groups[g]), shape.height, rows);
+        starts[g + 1] = starts[g] + (int32_t)write_group(
+            m->format, s, rows, (float *)(to + m->values) + (int64_t)starts[g] * shape.values,
+            to + m->places + (int64_t)starts[g] * shape.place_bytes);
+    }
+    for (int64_t i = 0; m->order && i < m->groups * shape.height; i++)
+        ((int32_t *)(to + m->order))[i] = number(p->order[i]);
+}
+
+static int64_t pack_planned(Matrix *m, const Source *s, const Plan *p, int sorted, char *to)
+{
+    const Shape shape = shape_of(m->format);
+    m->places = m->values + whole_lines(4 * p->steps * shape.values);
+    m->starts = m->places + whole_lines(p->steps * shape.place_bytes);
+    m->heads = m->starts + whole_lines(4 * (m->groups + 1));
+    int64_t size = m->heads + whole_lines(4 * m->groups);
+    if (sorted) m->order = size, size += whole_lines(4 * m->groups * shape.height);
+    if (p->steps >= INT32_MAX) return -1;
+    if (to) write_matrix(m, s, p, to);
+    return size;
+}
+
+/* Packs w [rows, columns] into `to`, and returns the bytes that it takes; without `to`, only that.
+   -1: the format cannot hold so many columns or non-zeros, or memory is lacking. */
+int64_t NAME(pack_matrix)(int64_t format, const float *w, int64_t rows, int64_t columns, void *to)
+{
+    const Source s = {w, rows, columns};
+    const Shape shape = shape_of(format);
+    Matrix m = {format, rows, columns, 0, whole_lines(sizeof(Matrix)), 0, 0, 0, 0};
+    if (format == DENSE) {
+        if (to) {
+            memcpy(to, &m, sizeof m);
+            NAME(pack)(w, columns, 1, rows, columns, (float *)((char *)to + m.values));
+        }
+        return m.values + whole_lines(4 * NAME(packed_size)(rows, columns));
+    }
+    if (columns > MOST_COLUMNS || rows >= INT32_MAX - PAD) return -1;
+    m.groups = (rows + shape.height - 1) / shape.height;
+    Plan plain = planned(format, &s, m.groups, 0), sorted = {0, NULL, NULL};
+    if (shape.sorted) sorted = planned(format, &s, m.groups, 1);
+    const int sort = sorted.order && (double)sorted.steps < SORTING_PAYS * (double)plain.steps;
+    const int64_t size = plain.order ? pack_planned(&m, &s, sort ? &sorted : &plain, sort, to) : -1;
+    free(plain.order), free(sorted.order);
+    return size;
+}

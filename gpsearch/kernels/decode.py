@@ -1,0 +1,307 @@
+"""Inference with few sequences at a time, in C: every matrix in the format that its zeros call for.
+
+Packed weights are made from the parameters where they are used, and are never stored.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gpsearch.kernels.compiled import KINDS
+from gpsearch.kernels.native import Native
+
+FORMATS = ("dense", "rows", "sell16", "windows", "16x1", "8x1", "4x4")
+"""How a weight matrix may be packed; `csrc/matrix.h` describes them, in this order."""
+MOST_SEQUENCES = 4
+"""Sequences of a batch up to which one after the other is fast."""
+
+_ALIGNMENT = 64
+
+
+class Matrix(NamedTuple):
+    """The weights of four gates, one below the other, and the format to pack them in."""
+
+    weight: Float[Tensor, "rows in"]
+    format: str
+
+
+class Front(NamedTuple):
+    """What maps input and state onto the gates' first hidden layer, or onto the gates directly."""
+
+    input: Matrix
+    state: Matrix
+    bias: Float[Tensor, " rows"] | None
+
+
+class Back(NamedTuple):
+    """What maps a hidden layer of the gates onto the next one, or onto the gates."""
+
+    map: Matrix
+    bias: Float[Tensor, " rows"] | None
+
+
+class Cell(NamedTuple):
+    """The weights of one direction of one layer; without ``hidden`` it is the LSTM."""
+
+    hidden: Front | None
+    direct: Front | None
+    backs: tuple[Back, ...]
+    activation: str
+
+
+def suits(*tensors: Tensor) -> bool:
+    """Tell whether the kernels can read these: plain tensors of single precision on the CPU."""
+    for one in tensors:  # at every call: a generator would take twice as long
+        if one.dtype is not torch.float32 or not one.is_cpu or one.layout is not torch.strided:
+            return False
+    return True
+
+
+def applies(batch: int, *inputs: Tensor) -> bool:
+    """Tell whether this is what the kernels are for: inference with a small batch."""
+    if torch.is_grad_enabled() or batch > MOST_SEQUENCES or not suits(*inputs):
+        return False
+    traced = torch._C._is_tracing() or torch.compiler.is_compiling()
+    return not (traced or torch.is_autocast_enabled("cpu"))
+
+
+class Packed:
+    """One matrix, packed for the kernels of one instruction set.
+
+    Args:
+        kernels: Those that will multiply by it.
+        weight: The matrix, of single precision and on the CPU.
+        format: One of `FORMATS`.
+
+    Raises:
+        ValueError: The format cannot hold the matrix: it has more than 65,535 columns.
+    """
+
+    def __init__(self, kernels: Native, weight: Float[Tensor, "rows in"], format: str) -> None:
+        weight = weight.contiguous()
+        size = self.bytes_of(kernels, weight, format)
+        if size < 0:
+            raise ValueError(f"no {format} for a matrix of {list(weight.shape)}")
+        self._memory = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
+        self.pointer = -(-self._memory.data_ptr() // _ALIGNMENT) * _ALIGNMENT
+        kernels.pack_matrix(FORMATS.index(format), weight.data_ptr(), *weight.shape, self.pointer)
+
+    @staticmethod
+    def bytes_of(kernels: Native, weight: Float[Tensor, "rows in"], format: str) -> int:
+        """Return the bytes that a packed matrix takes; -1 where the format cannot hold it."""
+        weight = weight.contiguous()
+        return int(
+            kernels.pack_matrix(FORMATS.index(format), weight.data_ptr(), *weight.shape, None)
+        )
+
+
+class Decoder:
+    """A stack of layers, packed.
+
+    Args:
+        kernels: The kernels of one instruction set.
+        cells: Layer by layer, and in each both directions where there are two.
+        directions: 1 or 2.
+        packed: Matrices packed before, by the address of the first weight and the format; what is
+            missing is added.
+    """
+
+    def __init__(
+        self,
+        kernels: Native,
+        cells: Sequence[Cell],
+        directions: int,
+        packed: dict[tuple[int, str], Packed] | None = None,
+    ) -> None:
+        _refuse_unlike(cells, directions)
+        self._kernels, self._packed = kernels, {} if packed is None else packed
+        self._kept: list[Any] = []
+        self._cells = (_Cell * len(cells))(*map(self._cell, cells))
+        self._stack = ctypes.addressof(self._cells), len(cells) // directions, directions
+        self._inputs, self._size = int(self._cells[0].inputs), int(self._cells[0].size)
+        self._cells_count, self._width = len(cells), directions * self._size
+
+    def run(
+        self,
+        x: Float[Tensor, "time batch in"],
+        state: tuple[Float[Tensor, "cells batch size"], Float[Tensor, "cells batch size"]] | None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run the stack over a batch, sequence by sequence; no gradients.
+
+        Args:
+            x: Of single precision, on the CPU; what lies beyond a length is not read.
+            state: h and c before the first step; None is zero.
+            lengths: True lengths, each within 1 and time; None: all are equally long.
+
+        Returns:
+            The last layer's outputs [time batch directions*size], zero beyond the lengths, and h
+            and c after the last step.
+        """
+        steps, batch, inputs = x.shape
+        shape = self._cells_count, batch, self._size
+        fits = state is None or state[0].shape == state[1].shape == shape
+        if inputs != self._inputs or not fits:
+            raise ValueError(f"packed for {self._inputs} inputs and states of {list(shape)}")
+        if state is None:
+            h, c = x.new_zeros(2, *shape).unbind()
+        else:
+            h, c = _copies(*state)
+        out = x.new_empty(steps, batch, self._width)
+        if lengths is not None:
+            lengths = lengths.to(torch.int64).contiguous()
+        self._call(x, steps, batch, lengths, out, h, c)
+        return out, (h, c)
+
+    def step(
+        self,
+        x: Float[Tensor, "batch in"],
+        h: Float[Tensor, "batch size"],
+        c: Float[Tensor, "batch size"],
+    ) -> tuple[Float[Tensor, "batch size"], Float[Tensor, "batch size"]]:
+        """Run a single cell for one step, and return the next h and c; no gradients."""
+        batch, inputs = x.shape
+        shape = batch, self._size
+        if inputs != self._inputs or not h.shape == c.shape == shape or self._width != self._size:
+            raise ValueError(f"packed for {self._inputs} inputs and states of {list(shape)}")
+        h, c = _copies(h, c)
+        self._call(x, 1, batch, None, h, h, c)  # what it puts out is h
+        return h, c
+
+    def _call(
+        self,
+        x: Tensor,
+        steps: int,
+        batch: int,
+        lengths: Tensor | None,
+        out: Tensor,
+        h: Tensor,
+        c: Tensor,
+    ) -> None:
+        *steps_before, row, last = x.stride()
+        if last != 1:
+            x = x.contiguous()
+            *steps_before, row, _ = x.stride()
+        failed = self._kernels.decode(
+            *self._stack, steps, batch, None if lengths is None else lengths.data_ptr(),
+            x.data_ptr(), steps_before[0] if steps_before else 0, row,
+            out.data_ptr(), batch * self._width, self._width, h.data_ptr(), c.data_ptr(),
+        )  # fmt: skip
+        if failed:
+            raise MemoryError(f"no memory to run {steps} steps")
+
+    def _cell(self, cell: Cell) -> _Cell:
+        front = _front(cell)
+        backs = (_Back * max(1, len(cell.backs)))(*map(self._back, cell.backs))
+        fronts = [self._front(one) for one in (cell.hidden, cell.direct)]
+        bias = [self._bias(f.state.weight, f.bias) for f in (cell.hidden, cell.direct) if f]
+        self._kept += [backs, joined := torch.cat(bias).contiguous()]
+        return _Cell(
+            front.input.weight.shape[1],
+            front.state.weight.shape[1],
+            KINDS.index(cell.activation),
+            (_Front * 2)(*fronts),
+            joined.data_ptr(),
+            len(cell.backs),
+            ctypes.addressof(backs),
+        )
+
+    def _front(self, front: Front | None) -> _Front:
+        if front is None:
+            return _Front()
+        along = "dense" if front.input.format == "dense" else "rows"
+        return _Front(
+            len(front.state.weight) // 4,
+            self._gates(front.input),
+            self._gates(front.input._replace(format=along)),
+            self._gates(front.state),
+        )
+
+    def _back(self, back: Back) -> _Back:
+        weight = back.map.weight
+        self._kept.append(bias := self._bias(weight, back.bias))
+        return _Back(weight.shape[1], len(weight) // 4, self._gates(back.map), bias.data_ptr())
+
+    def _gates(self, matrix: Matrix) -> Any:
+        """Pack the four gates' matrices each by itself, and return where they are."""
+        pointers = []
+        for weight in matrix.weight.chunk(4):
+            key = weight.data_ptr(), matrix.format
+            if key not in self._packed:
+                self._packed[key] = Packed(self._kernels, weight, matrix.format)
+            self._kept.append(self._packed[key])
+            pointers.append(self._packed[key].pointer)
+        return (ctypes.c_void_p * 4)(*pointers)
+
+    def _bias(self, weight: Tensor, bias: Tensor | None) -> Float[Tensor, " padded"]:
+        """Lay a bias out as the kernels do: each gate's part filled up to its stride."""
+        rows = len(weight) // 4
+        stride = int(self._kernels.decode_stride(rows))
+        parts = weight.new_zeros(4, rows) if bias is None else bias.view(4, rows)
+        return F.pad(parts, (0, stride - rows)).flatten()
+
+
+def _refuse_unlike(cells: Sequence[Cell], directions: int) -> None:
+    """Refuse weights that do not fit one another: the kernels would read beyond them."""
+    size = _front(cells[0]).state.weight.shape[1]
+    for at, cell in enumerate(cells):
+        inputs = _front(cells[0]).input.weight.shape[1] if at < directions else directions * size
+        rows = len(_front(cell).state.weight)
+        fits = len(cells) % directions == 0
+        for front in filter(None, (cell.hidden, cell.direct)):
+            like = front is _front(cell) or len(front.state.weight) == 4 * size
+            fits &= like and front.input.weight.shape == (len(front.state.weight), inputs)
+            fits &= front.state.weight.shape[1] == size
+        for back in cell.backs:
+            fits &= 4 * back.map.weight.shape[1] == rows
+            rows = len(back.map.weight)
+        if not fits or rows != 4 * size or (cell.hidden is None) != (not cell.backs):
+            raise ValueError(f"the weights of cell {at} do not fit one another")
+
+
+def _front(cell: Cell) -> Front:
+    front = cell.hidden or cell.direct
+    assert front is not None
+    return front
+
+
+def _copies(h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    layout = torch.contiguous_format
+    return h.clone(memory_format=layout), c.clone(memory_format=layout)
+
+
+class _Front(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("input", ctypes.c_void_p * 4),
+        ("along", ctypes.c_void_p * 4),
+        ("state", ctypes.c_void_p * 4),
+    )
+
+
+class _Back(ctypes.Structure):
+    _fields_ = (
+        ("width", ctypes.c_int64),
+        ("out", ctypes.c_int64),
+        ("map", ctypes.c_void_p * 4),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+class _Cell(ctypes.Structure):
+    _fields_ = (
+        ("inputs", ctypes.c_int64),
+        ("size", ctypes.c_int64),
+        ("activation", ctypes.c_int64),
+        ("front", _Front * 2),
+        ("bias", ctypes.c_void_p),
+        ("depth", ctypes.c_int64),
+        ("back", ctypes.c_void_p),
+    )

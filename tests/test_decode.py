@@ -1,0 +1,410 @@
+"""Inference in C equals torch's, in every format and on every instruction set that runs here."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import random
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from gpsearch import HLSTM, HLSTMCell, UserError
+from gpsearch.deploy import load_model, save_model
+from gpsearch.kernels import native
+from gpsearch.kernels.decode import FORMATS, MOST_SEQUENCES, Decoder, Packed
+from gpsearch.kernels.native import Native
+
+several = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+KERNELS = [one for name in native.available() if (one := native.native(name))]
+
+pytestmark = pytest.mark.skipif(not KERNELS, reason="the kernels were not built")
+each_kernels = pytest.mark.parametrize(
+    "kernels", KERNELS, ids=lambda kernels: kernels.instruction_set
+)
+
+
+def multiplied(kernels: Native, weight: Tensor, format: str, x: Tensor) -> Tensor:
+    """Weight @ x by a packed matrix; checks that nothing is written beyond the result."""
+    packed, rows = Packed(kernels, weight, format), len(weight)
+    padded = F.pad(x, (0, 16))
+    y = torch.zeros(int(kernels.decode_stride(rows)))
+    kernels.multiply_matrix(packed.pointer, padded.data_ptr(), y.data_ptr())
+    assert not torch.nan_to_num(y[rows:]).any()
+    return y[:rows]
+
+
+def masked(module: Any, density: float, seed: int = 0) -> Any:
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.uniform_(-0.5, 0.5, generator=draw)
+            if p.dim() == 2:
+                p *= torch.rand(p.shape, generator=draw) < density
+    return module.eval()
+
+
+def packed_as(module: Any, choose: Callable[[], str]) -> dict[str, str]:
+    return {name: choose() for name, p in module.named_parameters() if p.dim() == 2}
+
+
+def decoder(kernels: Native, module: Any, format: str = "windows") -> Decoder:
+    packed: Decoder = module.packed(kernels, packed_as(module, lambda: format))
+    return packed
+
+
+def assert_near(found: Any, wanted: Any) -> None:
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5, equal_nan=True)
+
+
+# Products
+
+
+@each_kernels
+@several
+@given(
+    rows=st.integers(1, 70),
+    columns=st.integers(1, 90),
+    density=st.sampled_from([0.0, 0.02, 0.1, 0.5, 1.0]),
+    format=st.sampled_from(FORMATS),
+    seed=st.integers(0, 2**20),
+)
+def test_a_packed_matrix_multiplies_as_it_did(kernels, rows, columns, density, format, seed):
+    draw = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=draw)
+    weight *= torch.rand(rows, columns, generator=draw) < density
+    weight[torch.rand(rows, generator=draw) < 0.2] = 0
+    x = torch.randn(columns, generator=draw)
+
+    assert_near(multiplied(kernels, weight, format, x), weight @ x)
+
+
+@each_kernels
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_no_number_stays_none(kernels, format):
+    x = torch.ones(20)
+    zeros = torch.zeros(18, 20)
+    zeros[4, 7] = 1
+    for value in (float("nan"), float("inf"), -float("inf")):
+        x[3] = value  # which only zeros read: 0 * inf is NaN in a dense product
+        assert multiplied(kernels, zeros, format, x).isnan().all()
+    zeros[4, 7] = float("nan")
+    assert multiplied(kernels, zeros, format, torch.ones(20)).isnan().tolist() == [
+        row == 4 for row in range(18)
+    ]
+
+
+@each_kernels
+@pytest.mark.parametrize("format", FORMATS)
+def test_denormal_numbers_stay_what_they_are(kernels, format):
+    weight, x = torch.full((17, 5), 2.0**-70), torch.full((5,), 2.0**-70)
+
+    assert multiplied(kernels, weight, format, x).tolist() == [5 * 2.0**-140] * 17
+    assert np.float64(1e-310) * 0.5 > 0  # nobody has set the processor to flush them
+
+
+@each_kernels
+def test_a_column_beyond_16_bits_needs_the_dense_format(kernels):
+    weight = torch.zeros(2, 65_536)
+    weight[1, -1] = 3
+
+    assert multiplied(kernels, weight, "dense", torch.ones(65_536)).tolist() == [0, 3]
+    for format in set(FORMATS) - {"dense"}:
+        assert Packed.bytes_of(kernels, weight, format) == -1
+        with pytest.raises(ValueError, match=f"no {format}"):
+            Packed(kernels, weight, format)
+
+
+# Layers
+
+
+@each_kernels
+@several
+@given(
+    inputs=st.integers(1, 20),
+    hidden=st.integers(1, 20),
+    widths=st.lists(st.integers(1, 20), max_size=3).map(tuple),
+    steps=st.integers(1, 70),
+    batch=st.integers(1, 4),
+    density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    options=st.fixed_dictionaries(
+        {"activation": st.sampled_from(["relu", "leaky_relu", "tanh", "gelu"])},
+        optional={
+            "num_layers": st.integers(2, 3),
+            "bidirectional": st.just(True),
+            "gate_direct": st.just(True),
+            "bias": st.just(False),
+        },
+    ),
+    ragged=st.booleans(),
+    started=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_layers_equal_torchs(
+    kernels, inputs, hidden, widths, steps, batch, density, options, ragged, started, seed
+):
+    module = masked(HLSTM(inputs, hidden, gate_hidden=widths, **options), density, seed)
+    draw, formats = torch.Generator().manual_seed(seed), random.Random(seed)
+    cells = module.num_layers * (1 + module.bidirectional)
+    x = torch.randn(batch, steps, inputs, generator=draw).transpose(0, 1)
+    state = None
+    if started:
+        state = tuple(torch.randn(cells, batch, hidden, generator=draw) for _ in "hc")
+    lengths = torch.randint(1, steps + 1, (batch,), generator=draw) if ragged else None
+
+    run = module.packed(kernels, packed_as(module, lambda: formats.choice(FORMATS))).run
+
+    with torch.no_grad():
+        assert_near(run(x, state, lengths), module(x, state, lengths=lengths))
+
+
+@each_kernels
+@pytest.mark.parametrize("widths", [(), (5,), (3, 4)])
+@pytest.mark.parametrize("format", FORMATS)
+def test_cells_equal_torchs(kernels, widths, format):
+    cell = masked(HLSTMCell(6, 7, gate_hidden=widths), 0.5)
+    x, h, c = torch.randn(3, 6), torch.randn(3, 7), torch.randn(3, 7)
+    before = h.clone()
+
+    with torch.no_grad():
+        assert_near(decoder(kernels, cell, format).step(x, h, c), cell(x, (h, c)))
+    assert h.equal(before)
+
+
+@each_kernels
+@pytest.mark.parametrize("format", FORMATS)
+def test_two_thousand_steps_stay_equal(kernels, format):
+    module = masked(HLSTM(6, 24, gate_hidden=(20,)), 0.4)
+    x = torch.randn(2000, 1, 6)
+
+    with torch.no_grad():
+        assert_near(decoder(kernels, module, format).run(x, None), module(x))
+
+
+@each_kernels
+def test_a_step_that_is_no_number_spoils_what_it_spoils_in_torch(kernels):
+    module = masked(HLSTM(6, 5, gate_hidden=(8,), bidirectional=True), 0.3)
+    for at in (0, 13, 39):
+        x = torch.randn(40, 1, 6)
+        x[at, 0, 2] = float("nan")
+        with torch.no_grad():
+            found, wanted = decoder(kernels, module).run(x, None)[0], module(x)[0]
+        assert wanted.isnan().any()
+        assert_near(found, wanted)
+
+
+@each_kernels
+def test_threads_do_not_disturb_one_another(kernels):
+    module = masked(HLSTM(9, 20, 2, gate_hidden=(12,), bidirectional=True), 0.4)
+    run = decoder(kernels, module).run
+    xs = [torch.randn(steps, 1, 9) for steps in range(40, 80)]
+    alone = [run(x, None) for x in xs]
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda x: run(x, None), xs))
+
+    for (one, _), (other, _) in zip(alone, together, strict=True):
+        assert one.equal(other)
+
+
+def test_weights_that_do_not_fit_are_never_run():
+    module = masked(HLSTM(4, 5, gate_hidden=(3,)), 1.0)
+    run = decoder(KERNELS[-1], module).run
+    for x, state in (
+        (torch.zeros(2, 1, 3), None),
+        (torch.zeros(2, 1, 4), (torch.zeros(1, 1, 6), torch.zeros(1, 1, 6))),
+    ):
+        with pytest.raises(ValueError, match="packed for 4 inputs"):
+            run(x, state)
+
+
+# When it is used
+
+
+def deployed(module: Any) -> Any:
+    module.formats = packed_as(module, lambda: "windows")
+    return module
+
+
+def in_c(module: Any, x: Tensor) -> bool:
+    """Run a module, and tell whether that was in C."""
+    module._deployed = None
+    module(x)
+    return module._deployed is not None
+
+
+def test_it_is_for_inference_with_few_sequences():
+    module, x = deployed(masked(HLSTM(3, 4, gate_hidden=(5,)), 0.5)), torch.randn(6, 1, 3)
+    few, many = (torch.randn(6, batch, 3) for batch in (MOST_SEQUENCES, MOST_SEQUENCES + 1))
+
+    assert not in_c(module, x)
+    with torch.no_grad():
+        assert in_c(module, x)
+        assert in_c(module, few)
+        assert not in_c(module, many)
+        assert not in_c(module.train(), x)
+        assert not in_c(deployed(masked(HLSTM(3, 4, gate_norm=True), 1.0)), x)
+        assert not in_c(copy.deepcopy(module).eval().double(), x.double())
+        with torch.autocast("cpu"):
+            assert not in_c(module.eval(), x)
+    module(x)[0].sum().backward()
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_modules_take_and_give_what_they_did(batch_first):
+    module = masked(HLSTM(3, 4, gate_hidden=(5,), batch_first=batch_first), 0.5)
+    packed = nn.utils.rnn.pack_sequence([torch.randn(5, 3), torch.randn(2, 3)])
+    inputs = [torch.randn(1, 2, 3), torch.randn(6, 3), packed]
+
+    with torch.no_grad():
+        wanted = [module(x) for x in inputs]
+        found = [deployed(module)(x) for x in inputs]
+    assert_near(found[:2], wanted[:2])
+    assert_near(found[2][0].data, wanted[2][0].data)
+    assert_near(found[2][1], wanted[2][1])
+
+
+def test_packed_weights_follow_the_parameters():
+    module, x = deployed(masked(HLSTM(3, 4, gate_hidden=(5,)), 0.5)), torch.randn(6, 1, 3)
+
+    def is_current() -> bool:
+        plain = copy.deepcopy(module)
+        plain.formats = {}
+        torch.testing.assert_close(module(x), plain(x))
+        return module._deployed is not None
+
+    with torch.no_grad():
+        assert is_current()
+        module.weight_gate1_l0 += 1
+        assert is_current()
+        module.load_state_dict({name: p + 1 for name, p in module.state_dict().items()})
+        assert is_current()
+        module.weight_gate_ih_l0 = nn.Parameter(torch.ones(20, 3))
+        assert is_current()
+        module.weight_gate_hh_l0.data = torch.ones(20, 4)
+        assert is_current()
+        module.train()
+        module.weight_gate_hh_l0.data.zero_()  # which only the way through training makes known
+        module.eval()
+        assert is_current()
+
+
+def test_packed_weights_stay_where_they_are_used():
+    module, x = deployed(masked(HLSTM(3, 4, gate_hidden=(5,)), 0.5)), torch.randn(6, 1, 3)
+    with torch.no_grad():
+        wanted = module(x)
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+
+    for other in copy.deepcopy(module), torch.load(file, weights_only=False):
+        assert other.formats == module.formats
+        assert other._deployed is None
+        with torch.no_grad():
+            assert other(x)[0].equal(wanted[0])
+
+
+# Files from elsewhere
+
+
+def damaged(module: Any, random: random.Random) -> None:
+    """Change one thing in a module's state, as a damaged or forged file would have it."""
+    sizes = [-1, 0, 1, 2, 3, 4, 5, 7, 10**6, 2.0, None, "3", (), (5, 5), (2**40,), True]
+    values: list[Any] = [
+        *sizes,
+        *FORMATS,
+        "relu",
+        "selu",
+        {},
+        {"weight_gate1_l0": "zip"},
+        {"x": "dense"},
+        [],
+    ]
+    state, parameters = module.__dict__, module._parameters
+    name = random.choice([*parameters])
+    kind = random.randrange(4)
+    if kind == 0:
+        named = [key for key in state if not key.startswith("_")]
+        state[random.choice([*named, "formats"])] = random.choice(values)
+    elif kind == 1:
+        shape = [random.choice([0, 1, 3, 5, 20]) for _ in range(random.choice([1, 2, 2, 3]))]
+        parameters[name] = nn.Parameter(torch.ones(shape))
+    elif kind == 2:
+        parameters.pop(name)
+    else:
+        module.formats = {**module.formats, name: random.choice([*FORMATS, "ROWS", 3, None])}
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_a_damaged_model_is_refused_or_runs_as_in_torch(tmp_path, seed):
+    draw, x = random.Random(seed), torch.randn(6, 1, 3)
+    module = deployed(masked(HLSTM(3, 5, gate_hidden=(5,), bidirectional=seed % 2 > 0), 0.5))
+    for _ in range(draw.choice([1, 1, 2, 4])):
+        damaged(module, draw)
+    path = tmp_path / "model.pt"
+    save_model(module, path)
+
+    try:
+        loaded: Any = load_model(path)
+    except UserError:
+        return
+    plain = copy.deepcopy(loaded)
+    plain.formats = {}
+    with torch.no_grad():
+        assert_near(loaded(x), plain(x))
+
+
+# Under AddressSanitizer
+
+UNDER_SANITIZER = """
+import ctypes, sys
+from gpsearch.kernels import native
+native.library = lambda: ctypes.CDLL(sys.argv[1])
+import pytest
+tests = "(multiplies_as or layers_equal or cells_equal) and " + sys.argv[3]
+options = "-q -n 0 -o addopts=--import-mode=importlib -p no:cacheprovider -W ignore".split()
+sys.exit(pytest.main([*options, sys.argv[2], "-k", tests]))
+"""
+
+
+def sanitized(folder: Path) -> tuple[Path, str]:
+    """Build the kernels with checks of every access; return them and what has to be preloaded."""
+    sources = Path(native.__file__).with_name("csrc")
+    files = [str(sources / f"{name}.c") for name in ("module", native.available()[-1])]
+    flags = ["-std=gnu11", "-O0", "-g", "-shared", "-fPIC", "-fsanitize=address,undefined"]
+    include = sysconfig.get_paths()["include"]
+    library = folder / "sanitized.so"
+    command = ["gcc", *flags, "-fno-sanitize-recover", f"-I{include}", *files, "-o", str(library)]
+    done = subprocess.run([*command, "-lm"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"gcc cannot build with sanitizers here: {done.stderr.strip()[-200:]}")
+    found = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True)
+    return library, found.stdout.strip()
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc, to build with AddressSanitizer")
+def test_the_kernels_stay_within_their_arrays(tmp_path):
+    library, preload = sanitized(tmp_path)
+
+    done = subprocess.run(
+        [sys.executable, "-c", UNDER_SANITIZER, str(library), __file__, native.available()[-1]],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"},
+    )
+
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -1,0 +1,98 @@
+"""The fastest way to run a layer is chosen among ways that give equal outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gpsearch import HLSTM, HLSTMCell, compact
+from gpsearch.formats import choose
+from gpsearch.kernels import native
+from gpsearch.kernels.decode import FORMATS
+
+needs_kernels = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+
+
+def thinned(module: Any, density: float) -> Any:
+    with torch.no_grad():
+        for p in module.parameters():
+            if p.dim() == 2:
+                p *= torch.rand(p.shape) < density
+    return module.eval()
+
+
+def assert_equal(one: nn.Module, other: nn.Module, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(one(x), other(x), atol=1e-5, rtol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("density", [0.05, 0.3, 1.0])
+def test_every_weight_of_a_layer_gets_its_format(density):
+    torch.manual_seed(0)
+    module = thinned(HLSTM(96, 96, gate_hidden=(96,)), density)
+
+    small: Any = compact(module)
+
+    assert module.formats == {}
+    assert set(small.formats.values()) <= set(FORMATS)
+    assert set(small.formats) == {n for n, p in small.named_parameters() if p.dim() == 2}
+    assert_equal(module, small, torch.randn(40, 1, 96))
+
+
+@needs_kernels
+def test_where_nothing_is_zero_everything_is_dense():
+    small: Any = compact(HLSTM(80, 64, gate_hidden=(70,)))
+
+    assert set(small.formats.values()) <= {"dense"}
+
+
+@needs_kernels
+def test_one_step_of_a_cell():
+    cell = thinned(HLSTMCell(60, 70, gate_hidden=(80,)), 0.1)
+
+    small: Any = compact(cell)
+
+    assert small.formats  # in C, as torch takes many calls for a step
+    assert_equal(cell, small, torch.randn(1, 60))
+
+
+def test_torchs_lstm_may_become_one_of_ours():
+    model = nn.Sequential(nn.Linear(5, 64), nn.ReLU(), thinned(nn.LSTM(64, 96), 0.05)).eval()
+
+    small: Any = compact(model)
+
+    assert type(small[2]) in (nn.LSTM, HLSTM)
+    assert small.state_dict().keys() == model.state_dict().keys()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            small(torch.ones(9, 1, 5))[0], model(torch.ones(9, 1, 5))[0], atol=1e-5, rtol=1e-5
+        )
+
+
+def test_an_lstm_on_which_something_hangs_stays():
+    tied = nn.LSTM(64, 96)
+    hooked = nn.LSTM(64, 96)
+    hooked.register_forward_hook(lambda *args: None)
+    other = nn.LSTM(64, 96)
+    other.weight_hh_l0 = tied.weight_hh_l0
+
+    for model in nn.ModuleList([tied, other]), nn.ModuleList([hooked]):
+        assert all(type(one) is nn.LSTM for one in choose(model.eval()).children())
+
+
+def test_for_another_device_nothing_is_tried():
+    model: Any = compact(nn.ModuleList([HLSTM(64, 96), nn.LSTM(64, 96)]), here=False)
+
+    assert model[0].formats == {}
+    assert type(model[1]) is nn.LSTM
+
+
+@pytest.mark.parametrize("options", [{"gate_norm": True}, {"dtype": torch.float64}])
+def test_what_the_kernels_cannot_do_stays_with_torch(options):
+    chosen: Any = choose(HLSTM(3, 4, **options).eval())
+
+    assert chosen.formats == {}
