@@ -37,7 +37,6 @@ A map, in reading order:
     reproduce   the rows of the paper's comparison, trained and measured here
     report      tables and pictures of a results folder
     testing     the conformance kit for profilers, and packages to begin with
-    plugin      the commands `gpsearch plugin`
     progress    what a person sees while a search works
     cli         the commands
     files       writing files so that a kill leaves no halves

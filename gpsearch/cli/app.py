@@ -1,0 +1,33 @@
+"""The program that commands are added to, and what several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Search H-LSTM architectures and grow-and-prune schedules for a device.",
+)
+
+RESULTS = Path("results")
+Folder = Annotated[Path, typer.Argument(help="A results folder.")]
+Device = Annotated[str, typer.Option(help="A device's name, or module:Class.")]
+Data = Annotated[Path | None, typer.Option(help="The task's data, if not the package's.")]
+
+
+@contextmanager
+def resumable(how: str) -> Iterator[None]:
+    """Let Ctrl-C end in one line that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted; go on with: {how}", err=True)
+        raise typer.Exit(130) from None

@@ -1,0 +1,207 @@
+"""Commands on single models: train, reproduce the paper's rows, measure, show."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gpsearch.cli.app import RESULTS, Data, Device, app, resumable
+from gpsearch.errors import UserError
+
+
+@app.command()
+def train(
+    candidate: Annotated[Path, typer.Argument(help="A candidate's TOML file.")],
+    task: Annotated[str, typer.Option(help="What to learn.")] = "speech",
+    data: Data = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoint, history and model.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights and data order.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads that train.")] = 1,
+) -> None:
+    """Train one candidate by its schedule, outside a study."""
+    import torch
+
+    from gpsearch import tasks
+    from gpsearch.candidate import Candidate
+    from gpsearch.compact import compact
+    from gpsearch.deploy import save_model
+    from gpsearch.kernels.memory import keep_freed_memory
+    from gpsearch.profiling import Host
+    from gpsearch.progress import epoch_line
+    from gpsearch.train import grow_and_prune
+
+    chosen = Candidate.read(candidate)
+    learned = tasks.find(task, data)
+    folder = out or RESULTS / candidate.stem
+    for note in learned.notes:
+        typer.echo(f"note: {note}")
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    with Host().sharing() as pause:
+        model = grow_and_prune(
+            learned.build(chosen.architecture),
+            learned,
+            chosen.schedule,
+            chosen.training,
+            folder=folder,
+            seed=seed,
+            listener=lambda epoch: typer.echo(epoch_line(epoch, chosen.training.epochs)),
+            pause=pause,
+        )
+    deployed = compact(model)
+    save_model(deployed, folder / "model.pt")
+    (folder / "checkpoint.pt").unlink()
+    scores = {split: learned.evaluate(deployed, split) for split in ("dev", "test")}
+    for split, metrics in scores.items():
+        told = (f"{k} {tasks.score_text(k, v, learned)}" for k, v in metrics.items())
+        typer.echo(f"{split}: " + ", ".join(told))
+    typer.echo(f"model: {folder / 'model.pt'}")
+
+
+@app.command()
+def reproduce(
+    task: Annotated[str, typer.Argument(help="speech, translation, captioning, or your own.")],
+    scale: Annotated[
+        str, typer.Option(help="small: the task's own space; paper: at the paper's size.")
+    ] = "small",
+    space: Annotated[
+        str | None, typer.Option(help="Space whose [rows] are trained, if not the scale's.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of every row.")] = 3,
+    row: Annotated[
+        list[str] | None, typer.Option(help="Only this row for now; repeatable.")
+    ] = None,
+    data: Data = None,
+    device: Device = "cpu",
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Epochs of every training, if not the space's.")
+    ] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that train.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; results/reproduce-TASK-SCALE if not given.")
+    ] = None,
+) -> None:
+    """Train and measure the rows of the paper's comparison; one that was interrupted goes on."""
+    import torch
+
+    from gpsearch import report, tasks
+    from gpsearch.progress import RowProgress
+    from gpsearch.reproduce import Comparison, Reproduction
+
+    chosen = space or tasks.space_of(task, scale)
+    where = str(data.resolve()) if data else ""
+    comparison = Comparison(task, chosen, scale, where, device, seeds, epochs)
+    folder = out or RESULTS / re.sub(r"[^\w.-]+", "_", f"reproduce-{task}-{scale}")
+    found = Reproduction.begin(folder, comparison)
+    torch.set_num_threads(threads)
+    with resumable("the same command"):
+        for _ in found.run(RowProgress(), row or ()):
+            report.write_rows(found)
+    report.write_rows(found)
+    typer.echo(report.table(found), nl=False)
+    typer.echo(f"results: {folder}")
+
+
+@app.command()
+def profile(
+    model: Annotated[
+        Path | None, typer.Argument(help="A folder with model.pt, or a candidate's TOML file.")
+    ] = None,
+    device: Device = "cpu",
+    task: Annotated[str, typer.Option(help="Gives the example to run.")] = "speech",
+    data: Data = None,
+    energy: Annotated[bool, typer.Option(help="Measure joules per inference too.")] = True,
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="Latency by width: hidden=64:512:8 or gate=16:64:8, both ends included."),
+    ] = None,
+    space: Annotated[
+        str, typer.Option(help="Sweep around this space's defaults, if not around a candidate.")
+    ] = "hlstm",
+    estimate_energy: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-9,
+            metavar="WATTS",
+            help="Do not measure energy: estimate it as WATTS x latency.",
+        ),
+    ] = None,
+) -> None:
+    """Measure a model: latency, energy, FLOPs, weights. With --sweep: latency by width."""
+    from gpsearch import profiling, tasks
+    from gpsearch.deploy import load_model, read_costs, untrained
+    from gpsearch.progress import reading_lines
+
+    if sweep is not None:
+        return _sweep(sweep, model, space, device, task, data)
+    if model is None:
+        raise UserError("profile: give a folder with model.pt, a candidate's file, or --sweep")
+    learned = tasks.find(task, data)
+    is_candidate = model.suffix == ".toml"
+    profiler = profiling.find(device)
+    if is_candidate:
+        network = untrained(model, learned, here=profiler.probe().here)
+    else:
+        network = load_model(model / "model.pt")
+    reading = read_costs(profiler, network, learned, energy=energy, estimate_w=estimate_energy)
+    typer.echo(reading_lines(reading), nl=False)
+
+
+@app.command()
+def show(
+    model: Annotated[Path, typer.Argument(help="A folder with model.pt, such as a trial's.")],
+    task: Annotated[
+        str | None, typer.Option(help="What it has learnt, if the study does not say it.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The task's data, if not the study's or the package's.")
+    ] = None,
+    split: Annotated[
+        Literal["train", "dev", "test"], typer.Option(help="train, dev or test.")
+    ] = "dev",
+    n: Annotated[int, typer.Option("-n", help="Examples.")] = 5,
+) -> None:
+    """Show what a model makes of some examples, for a reader to judge."""
+    from gpsearch import tasks
+    from gpsearch.deploy import load_model
+    from gpsearch.study import Study
+
+    if n < 1:
+        raise UserError(f"-n {n} should be 1 or more")
+    network, study = load_model(model / "model.pt"), model.resolve().parent.parent
+    settings = Study(study).settings if (study / "config.toml").exists() else None
+    name = task or (settings.task if settings else "speech")
+    own = settings.data_path if settings and name == settings.task else None
+    learned = tasks.find(name, data or own)
+    if not isinstance(learned, tasks.Showing):
+        raise UserError(f"task {name!r} has nothing to show")
+    typer.echo("\n\n".join(learned.show(network, split, n)))
+
+
+def _sweep(
+    sweep: str, candidate: Path | None, space: str, device: str, task: str, data: Path | None
+) -> None:
+    """Take the staircase of a width; one that was interrupted here goes on."""
+    from gpsearch import profiling, report, staircase, tasks
+    from gpsearch.candidate import Candidate
+    from gpsearch.progress import step_line
+    from gpsearch.space import Space
+
+    widths, learned = staircase.Sweep.parse(sweep), tasks.find(task, data)
+    base = Candidate.read(candidate) if candidate else Space.read(space).candidate({})
+    with closing(profiling.find(device)) as found, resumable("the same command"):
+        subject = staircase.subject(found.probe(), learned, base.architecture, widths)
+        stairs = staircase.Staircase.stored(subject)
+        stairs = staircase.take(
+            stairs, found, learned, lambda s: typer.echo(step_line(s), err=True)
+        )
+    report.draw_staircase(stairs, stairs.folder / "staircase.png")
+    typer.echo(f"right edges of {widths.key}: {', '.join(map(str, stairs.edges))}")
+    typer.echo(f"staircase: {stairs.folder}")
