@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +45,22 @@ class NaiveHLSTM(nn.Module):
             h = torch.sigmoid(o) * torch.tanh(c)
             states.append(h)
         return torch.stack(states)
+
+
+def forward_by(kernel: Any, layer: HLSTM) -> Callable[[Tensor], Tensor]:
+    """Return a layer's forward pass by one kernel, which it would perhaps not choose by itself.
+
+    Args:
+        kernel: Such as `gpsearch.kernels.recurrence.plain`.
+        layer: One layer, one direction.
+    """
+
+    def forward(x: Tensor) -> Tensor:
+        zeros = x.new_zeros(1, x.shape[1], layer.hidden_size)
+        output: Tensor = kernel([x], zeros, zeros, [layer._gates("_l0", x.shape[1])])[0][0]
+        return output
+
+    return forward
 
 
 def thinned(layer: HLSTM, zeros: float, structure: str = "element") -> dict[str, Tensor]:

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.interleaved import Clock
 from gpsearch.kernels.native import description as kernels
-from gpsearch.profiling.intervals import quantile
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _READ = """
@@ -121,28 +119,36 @@ class Product:
         torch.mm(self._a, self._b, out=self._out)
 
 
-def bandwidth(working_set: int, clock: Clock, *, seconds: float = 0.1) -> float | None:
-    """Return the bytes a second at which one thread reads ``working_set`` bytes over and over.
+class Reading:
+    """One thread that reads so many bytes over and over: the bandwidth at this working set.
 
-    The loop is in C, built for this machine and thrown away afterwards; None without a compiler.
+    The loop is in C, built for this machine and thrown away afterwards.
+
+    Args:
+        working_set: Bytes.
     """
-    if (read := _reader()) is None:
-        return None
-    memory = torch.ones(max(working_set, 4096) // 8, dtype=torch.int64)
-    address = -(-memory.data_ptr() // _LANE) * _LANE
-    lanes = memory.nbytes // _LANE - 1
-    times = max(1, int(5e7 / memory.nbytes))  # some milliseconds
-    found: list[float] = []
-    while sum(found) < seconds or len(found) < 5:
-        started = clock()
-        read(address, lanes, times)
-        found.append(clock() - started)
-    return lanes * _LANE * times / quantile(found, 0.25)
+
+    AT_ONCE = 2**25
+    """Bytes that a call reads, about: a millisecond or more."""
+
+    def __init__(self, working_set: int) -> None:
+        self._memory = torch.ones(working_set // 8 + _LANE, dtype=torch.int64)
+        self._address = -(-self._memory.data_ptr() // _LANE) * _LANE
+        self._lanes = -(-working_set // _LANE)
+        self._times = max(1, self.AT_ONCE // working_set)
+        self.bytes = self._lanes * _LANE * self._times
+        """That a call reads, in all."""
+
+    def __call__(self) -> None:
+        """Read."""
+        read = reader()
+        assert read is not None
+        read(self._address, self._lanes, self._times)
 
 
 @cache
-def _reader() -> Callable[[int, int, int], int] | None:
-    """Build the loop that reads; None where there is no compiler."""
+def reader() -> Callable[[int, int, int], int] | None:
+    """Build the loop of `Reading`; None where there is no compiler."""
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "read.so"
         flags = ["-O3", "-march=native", "-shared", "-fPIC", "-x", "c", "-"]

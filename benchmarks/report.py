@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
-BAR, WHISKER = "#2a7f9e", "#22272e"
+BAR, PALE, WHISKER = "#2a7f9e", "#8b949e", "#22272e"
 
 
 class Column(NamedTuple):

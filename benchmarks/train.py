@@ -10,7 +10,7 @@ timed; nn.LSTM has the same input and state, and another number of FLOPs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from benchmarks import options
 from benchmarks.interleaved import Clock, Ratio, Timings, interleave
 from benchmarks.machine import Neighbours, Product, one_thread
-from benchmarks.layers import NaiveHLSTM, thinned
-from benchmarks.report import Column, Row, bars, head, number, ratio_text, save, table
+from benchmarks.layers import NaiveHLSTM, forward_by, thinned
+from benchmarks.report import PALE, Column, Row, bars, head, number, ratio_text, save, table
 from gpsearch.cell import HLSTM
 from gpsearch.kernels.fused import fused
 from gpsearch.kernels.memory import keep_freed_memory
@@ -120,8 +120,8 @@ def steps_of(shape: Shape) -> dict[str, Step]:
     steps = {
         LSTM: Step(nn.LSTM(shape.inputs, shape.hidden), x),
         NAIVE: Step(naive, x, naive),
-        "plain torch": Step(layer, x, _by(plain, layer)),
-        "fused torch": Step(layer, x, _by(fused, layer)),
+        "plain torch": Step(layer, x, forward_by(plain, layer)),
+        "fused torch": Step(layer, x, forward_by(fused, layer)),
     }
     if native() is not None:
         steps[DENSE] = Step(layer, x)
@@ -132,17 +132,6 @@ def steps_of(shape: Shape) -> dict[str, Step]:
 
 def _sparse_name(zeros: float) -> str:
     return f"C, {zeros:.0%} zeros"
-
-
-def _by(kernel: Any, layer: HLSTM) -> Callable[[Tensor], Tensor]:
-    """Return the layer's forward pass by one kernel, which it would not choose by itself."""
-
-    def forward(x: Tensor) -> Tensor:
-        zeros = x.new_zeros(1, x.shape[1], layer.hidden_size)
-        output: Tensor = kernel([x], zeros, zeros, [layer._gates("_l0", x.shape[1])])[0][0]
-        return output
-
-    return forward
 
 
 def _sparse(layer: HLSTM, zeros: float) -> HLSTM:
@@ -165,7 +154,7 @@ def differences(shape: Shape, steps: dict[str, Step]) -> dict[str, float]:
             continue
         truth = steps[NAIVE]
         if isinstance(step.module, HLSTM) and step.module is not steps["plain torch"].module:
-            truth = Step(step.module, step.x.detach(), _by(plain, step.module))
+            truth = Step(step.module, step.x.detach(), forward_by(plain, step.module))
         truth()
         expected = truth.results()
         step()
@@ -230,7 +219,7 @@ def draw(rows: list[Row], figure: Figure) -> None:
     for axes, shape in zip(panels, shapes, strict=False):
         own = [row for row in rows if row["shape"] == shape]
         bars(axes, [row["way"] for row in own], [row["to_lstm"] for row in own])
-        axes.axvline(1, color="#8b949e", linewidth=0.8)
+        axes.axvline(1, color=PALE, linewidth=0.8)
         axes.set_title(shape, fontsize=9)
     for axes in list(panels):
         axes.set_axis_off()
