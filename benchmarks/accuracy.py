@@ -131,7 +131,9 @@ def _spread(values: list[float], digits: int) -> str:
 
 def main(arguments: list[str]) -> None:
     """Run the arms asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks accuracy", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/an4-accuracy.csv"))
     parser.add_argument("--arm", choices=list(ARMS), action="append")
     parser.add_argument("--seed", type=int, action="append")

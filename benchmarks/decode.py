@@ -75,8 +75,7 @@ class Way(NamedTuple):
 def lstm_ways(sizes: Sizes, x: Tensor, mode: str) -> Iterator[Way]:
     """Yield LSTMs: torch's, and where they are installed ONNX Runtime's."""
     lstm = nn.LSTM(sizes.hidden, sizes.hidden).eval()
-    weights = [lstm.weight_hh_l0, *[lstm.weight_ih_l0] * (mode == STEPS)]
-    nbytes = sum(weight.nbytes for weight in weights)
+    nbytes = lstm.get_parameter("weight_hh_l0").nbytes * (1 + (mode == STEPS))
     truth = lambda: lstm(x)[0]  # noqa: E731
     yield Way(LSTM, _calls(lstm, x, mode), truth, nbytes)
     if mode == STEPS:
@@ -119,7 +118,7 @@ def _deployed_ways(layer: HLSTM, x: Tensor, mode: str, name: str) -> Iterator[Wa
     """Yield what `compact` makes of a layer, where it chooses kernels in C."""
     small: Any = compact(layer if mode == WHOLE else _cell(layer))
     if small.formats:
-        run = (_calls if mode == WHOLE else lambda module, x, _: _cell_calls(module, x))
+        run = _calls if mode == WHOLE else lambda module, x, _: _cell_calls(module, x)
         formats = "/".join(dict.fromkeys(small.formats.values()))
         truth = forward_by(plain, layer)
         yield Way(name, run(small, x, mode), lambda: truth(x), _step_bytes(small, mode), formats)
@@ -206,9 +205,7 @@ def error(way: Way) -> float:
 def rows_of(mode: str, ways: Sequence[Way], errors: Sequence[float], timings: Timings,
             steps: int) -> list[Row]:  # fmt: skip
     """Return the table's rows for one mode."""
-    return [
-        _row(mode, way, wrong, timings, steps) for way, wrong in zip(ways, errors, strict=True)
-    ]
+    return [_row(mode, way, wrong, timings, steps) for way, wrong in zip(ways, errors, strict=True)]
 
 
 def _row(mode: str, way: Way, wrong: float, timings: Timings, steps: int) -> Row:

@@ -70,7 +70,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def main(arguments: list[str]) -> None:
     """Measure and print: two models without masks, then one with and one without."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("python -m benchmarks masks", description=__doc__)
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     flags = parser.parse_args(arguments)

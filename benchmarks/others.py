@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MISSING = "ONNX Runtime: left out; pip install onnxruntime onnx"
+MISSING = "ONNX Runtime is not installed: pip install 'gpsearch[onnx]'"
 
 State = tuple[Any, Any]
 
@@ -24,14 +24,15 @@ def has_onnx() -> bool:
 
 def int8(lstm: nn.LSTM) -> nn.Module:
     """Return torch's LSTM with weights of 8 bits and inputs quantised at every step."""
-    from torch.ao.quantization import quantize_dynamic  # type: ignore[attr-defined]
+    from torch.ao.quantization import quantize_dynamic
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch moves it to torchao, where there is no LSTM
-        quantised: nn.Module = quantize_dynamic(
+        quantised: Any = quantize_dynamic(  # type: ignore[no-untyped-call]
             nn.Sequential(lstm), {nn.LSTM}, dtype=torch.qint8
-        )[0]
-    return quantised
+        )
+    layer: nn.Module = quantised[0]
+    return layer
 
 
 class OnnxLSTM:
@@ -68,14 +69,14 @@ def _write(lstm: nn.LSTM, folder: Path) -> Path:
     import onnx
     from onnx import helper, numpy_helper
 
-    def gates(parameter: Tensor) -> Tensor:
-        i, f, g, o = parameter.detach().chunk(4)
+    def gates(name: str) -> Tensor:
+        i, f, g, o = lstm.get_parameter(name).detach().chunk(4)
         return torch.cat([i, o, f, g])
 
     weights = {
-        "W": gates(lstm.weight_ih_l0)[None],
-        "R": gates(lstm.weight_hh_l0)[None],
-        "B": torch.cat([gates(lstm.bias_ih_l0), gates(lstm.bias_hh_l0)])[None],
+        "W": gates("weight_ih_l0")[None],
+        "R": gates("weight_hh_l0")[None],
+        "B": torch.cat([gates("bias_ih_l0"), gates("bias_hh_l0")])[None],
     }
     size, inputs = lstm.hidden_size, lstm.input_size
 

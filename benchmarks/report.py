@@ -101,9 +101,7 @@ def save(
     write_text(out / f"{name}.csv", csv_text(rows))
     figure = Figure(layout="constrained")
     draw(figure)
-    write_atomically(
-        out / f"{name}.png", lambda path: figure.savefig(path, dpi=110, format="png")
-    )
+    write_atomically(out / f"{name}.png", lambda path: figure.savefig(path, dpi=110, format="png"))
     print(f"\nwritten: {out / name}.txt, .csv, .png")
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from benchmarks import options
 from benchmarks.interleaved import Clock, Ratio, Timings, interleave
-from benchmarks.machine import Neighbours, Product, one_thread
 from benchmarks.layers import NaiveHLSTM, forward_by, thinned
+from benchmarks.machine import Neighbours, Product, one_thread
 from benchmarks.report import PALE, Column, Row, bars, head, number, ratio_text, save, table
 from gpsearch.cell import HLSTM
 from gpsearch.kernels.fused import fused
@@ -98,7 +98,7 @@ class Step:
         self.x.grad = None
         self.module.zero_grad()
         self.output = self.forward(self.x)
-        self.output.backward(self.slope)  # type: ignore[no-untyped-call]
+        self.output.backward(self.slope)
 
     def results(self) -> dict[str, Tensor]:
         """Return the output, the input's gradient, and those of the weights that are awake."""
@@ -260,7 +260,7 @@ def main(arguments: list[str]) -> None:
         notes = {
             "how": f"{flags.rounds} rounds in turn, 1 thread, {flags.clock_name}; median [95 %]",
             "checked": f"outputs and gradients equal within {worst:.1e} of the largest",
-            "product peak": f"{_peak(rows):.0f} GFLOP/s: torch.mm, {Product.SIZE} cubed, each round",
+            "product peak": f"{_peak(rows):.0f} GFLOP/s, torch.mm of {Product.SIZE} cubed",
             "others": str(neighbours),
         }
         text = head("One training step: forward, and backward with the input's gradient", notes)
