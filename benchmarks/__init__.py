@@ -1,1 +1,1 @@
-"""Measurements behind what the README and results/ claim; run one with `python -m`."""
+"""Measurements behind what the README and results/ claim: `python -m benchmarks --help`."""

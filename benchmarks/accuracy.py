@@ -1,8 +1,8 @@
 """What the arms reach on AN4: dense, narrow, prune-only and grow-and-prune, several seeds each.
 
-    python -m benchmarks.accuracy --out results/benchmarks/an4-accuracy.csv
-    python -m benchmarks.accuracy --arm lstm-gp --seed 0 --dropout 0.1
-    python -m benchmarks.accuracy --table
+    python -m benchmarks accuracy --out results/benchmarks/an4-accuracy.csv
+    python -m benchmarks accuracy --arm lstm-gp --seed 0 --dropout 0.1
+    python -m benchmarks accuracy --table
 
 Every arm gets the same epochs, the same recipe and the same tries of its dropout (`DROPOUTS`, seed
 0, chosen on the development split); the chosen one is then run with the other seeds. A row is
@@ -129,16 +129,18 @@ def _spread(values: list[float], digits: int) -> str:
     return f"{mean:.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Run the arms asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks accuracy", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/an4-accuracy.csv"))
     parser.add_argument("--arm", choices=list(ARMS), action="append")
     parser.add_argument("--seed", type=int, action="append")
     parser.add_argument("--dropout", type=float, action="append")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--table", action="store_true", help="print what is there, train nothing")
-    flags = parser.parse_args()
+    flags = parser.parse_args(arguments)
     if flags.table:
         print(table(flags.out))
         return
@@ -152,7 +154,3 @@ def main() -> None:
         chosen = min(tries, key=lambda dropout: tries[dropout])
         for seed in flags.seed or SEEDS:
             run(flags.out, arm, seed, chosen, flags.epochs)
-
-
-if __name__ == "__main__":
-    main()

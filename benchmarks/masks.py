@@ -1,6 +1,6 @@
 """What the masks cost: a training step with and without, in turn, on the default speech model.
 
-    python -m benchmarks.masks [--pairs 200] [--threads 1]
+    python -m benchmarks masks [--pairs 200] [--threads 1]
 
 Prints the median of the pairs' ratios of processor time, its interval, and the middle half of the
 ratios; first for two models without masks, to show the noise. The batch is made up, in the shape of
@@ -68,23 +68,19 @@ def interval(values: list[float]) -> tuple[float, float]:
     return values[max(int(middle - half), 0)], values[min(int(middle + half), len(values) - 1)]
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Measure and print: two models without masks, then one with and one without."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("python -m benchmarks masks", description=__doc__)
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    flags = parser.parse_args(arguments)
+    torch.set_num_threads(flags.threads)
     plain = stepper(masked=False)
     for masked in (False, True):
-        found = ratios(plain, stepper(masked), arguments.pairs)
+        found = ratios(plain, stepper(masked), flags.pairs)
         low, high = interval(found)
         quarter = len(found) // 4
         print(
             f"{'masks' if masked else 'no masks'}: {statistics.median(found):.4f} "
             f"[{low:.4f}, {high:.4f}], middle half {found[quarter]:.3f} to {found[-quarter]:.3f}"
         )
-
-
-if __name__ == "__main__":
-    main()

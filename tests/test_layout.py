@@ -72,7 +72,9 @@ SEEN_THROUGH = {
     "profilers.pt2": "test_profilers_pt2",
 }
 """Modules, or packages as a whole, without a test file of their own name: the one they have."""
-OF_THE_WHOLE = {"test_layout", "test_packaging", "test_readme", "test_plugin_install"}
+OF_THE_WHOLE = {
+    "test_benchmarks", "test_layout", "test_packaging", "test_plugin_install", "test_readme",
+}  # fmt: skip
 """Test files of no single module."""
 
 HEAVY = (

@@ -17,7 +17,7 @@ import math
 from functools import cache
 
 import torch
-from jaxtyping import Bool, Float, Float64, UInt8
+from jaxtyping import Float, Float64, UInt8
 from torch import Generator, Tensor
 
 VERSION = 1
@@ -97,8 +97,7 @@ def vtlp(
     Frequencies scale by one factor up to 4.8 kHz, and from there on linearly to 8 kHz, which
     stays where it is.
     """
-    sources = _warped_bands(_factor(most, generator))
-    return _sample(features.T, sources).T.contiguous()
+    return _sample(features, _warped_bands(_factor(most, generator)), dim=1)
 
 
 def mask(
@@ -123,9 +122,12 @@ def mask(
         widest: A stretch of frequency covers 0 to this many bands.
     """
     frames, bands = features.shape
-    hidden_frames = _stretches(frames, time_masks, min(longest, int(share * frames)), generator)
-    hidden_bands = _stretches(bands, band_masks, widest, generator)
-    return features.masked_fill(hidden_frames[:, None] | hidden_bands, 0.0)
+    hidden = features.clone()
+    for start, end in _stretches(frames, time_masks, min(longest, int(share * frames)), generator):
+        hidden[start:end] = 0
+    for start, end in _stretches(bands, band_masks, widest, generator):
+        hidden[:, start:end] = 0
+    return hidden
 
 
 def _mel(hz: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
@@ -145,12 +147,14 @@ def _factor(most: float, generator: Generator) -> float:
 
 
 def _sample(
-    values: Float[Tensor, "n others"], places: Float[Tensor, " m"]
-) -> Float[Tensor, "m others"]:
-    """Read ``values`` at fractional rows, linearly between neighbours."""
-    below = places.long().clamp(0, values.shape[0] - 1)
-    above = (below + 1).clamp_max(values.shape[0] - 1)
-    return torch.lerp(values[below], values[above], (places - below)[:, None])
+    values: Float[Tensor, "frames bands"], places: Float[Tensor, " m"], dim: int = 0
+) -> Float[Tensor, "frames_out bands_out"]:
+    """Read ``values`` at fractional rows (or columns), linearly between neighbours."""
+    below = places.long().clamp(0, values.shape[dim] - 1)
+    above = (below + 1).clamp_max(values.shape[dim] - 1)
+    share = places - below
+    low, high = values.index_select(dim, below), values.index_select(dim, above)
+    return torch.lerp(low, high, share if dim else share[:, None])
 
 
 @cache
@@ -176,11 +180,9 @@ def _warped_bands(factor: float, knee_hz: float = 4800.0) -> Float[Tensor, " ban
 
 def _stretches(
     length: int, count: int, longest: int, generator: Generator
-) -> Bool[Tensor, " length"]:
-    """Return which of ``length`` places lie under ``count`` random stretches."""
-    sizes, starts = torch.rand(2, count, 1, generator=generator)
+) -> list[tuple[int, int]]:
+    """Return ``count`` random stretches of ``length`` places: the first, and the one behind."""
+    sizes, starts = torch.rand(2, count, generator=generator)
     sizes = (sizes * (longest + 1)).floor()
     starts = (starts * (length - sizes + 1)).floor()
-    places = torch.arange(length)
-    under: Bool[Tensor, "count length"] = (places >= starts) & (places < starts + sizes)
-    return under.any(0)
+    return list(zip(starts.int().tolist(), (starts + sizes).int().tolist(), strict=True))
