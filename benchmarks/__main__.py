@@ -1,4 +1,4 @@
-"""The one door: `python -m benchmarks train|decode|trial|accuracy|masks`."""
+"""The one door: `python -m benchmarks NAME`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ COMMANDS = {
     "decode": "a layer at batch 1, a whole sequence at once and step by step",
     "trial": "the parts of a whole speech trial, and its time against another revision's",
     "accuracy": "what dense, narrow, pruned and grown networks reach on AN4",
+    "deployed": "word errors and latency of deployed speech networks, 8-bit LSTMs among them",
     "masks": "what masks cost a training step",
 }
 

@@ -100,7 +100,7 @@ def dev_wer(task: SpeechTask, model: nn.Module) -> float:
 
 def rows(found: Reproduction, task: SpeechTask, max_seconds: float) -> list[Row]:
     """Measure every network that is there, seed by seed."""
-    measured = []
+    measured: list[Row] = []
     with closing(find_device("cpu")) as device:
         for done in found.rows():
             folder = found.folder / "rows" / done["row"] / str(done["seed"])
@@ -131,7 +131,7 @@ def _path(found: Reproduction, name: str, seed: int) -> Path:
 
 def summary(measured: Sequence[Row]) -> list[Row]:
     """Return a row a way: means, and the lowest and highest of the seeds."""
-    found = []
+    found: list[Row] = []
     for way in dict.fromkeys(row["way"] for row in measured):
         own = [row for row in measured if row["way"] == way]
         ratios = [row["ratio"].value for row in own]

@@ -23,7 +23,7 @@ from gpsearch.profiling.rapl import Sources
 
 Handle = tuple[nn.Module, tuple[Tensor, ...]]
 
-_ATTEMPTS = 8
+_ATTEMPTS, _PATIENCE_S = 8, 0.02
 _WHO = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
@@ -87,8 +87,10 @@ def _seconds(before: Handle, handle: Handle) -> float:
 
     A preempted call measures the scheduler. Worse, on a busy machine preemption keeps in step with
     the calls: two equal models came out 1.4 apart, in an interval of 1 %. Each new attempt finds
-    the caches as the call before left them, as every call does.
+    the caches as the call before left them, as every call does. A long call is hardly ever left
+    alone on such a machine, so patience ends after some attempts or milliseconds.
     """
+    began = time.perf_counter()
     for attempt in range(_ATTEMPTS):
         preempted = resource.getrusage(_WHO).ru_nivcsw
         if attempt:
@@ -96,7 +98,8 @@ def _seconds(before: Handle, handle: Handle) -> float:
         start = time.perf_counter()
         handle[0](*handle[1])
         seconds = time.perf_counter() - start
-        if resource.getrusage(_WHO).ru_nivcsw == preempted:
+        undisturbed = resource.getrusage(_WHO).ru_nivcsw == preempted
+        if undisturbed or start + seconds - began > _PATIENCE_S:
             break
     return seconds
 
