@@ -28,7 +28,7 @@ def call(*words):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli") / "toy"
     code, out, err = call(
-        "run", *TOY, "--space", "tests/toy.toml", "--budget", 3, "--out", folder,
+        "run", *TOY, *TOY_DEVICE, "--space", "tests/toy.toml", "--budget", 3, "--out", folder,
         "--objectives", "error,flops,latency",
     )  # fmt: skip
     assert code == 0, err
@@ -45,7 +45,7 @@ def test_a_run_leaves_the_whole_results_folder(folder):
     }  # fmt: skip
     rows = list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
     assert [row["trial"] for row in rows] == ["0", "1", "2"]
-    assert json.loads((folder / "device.json").read_text())["name"] == "cpu"
+    assert json.loads((folder / "device.json").read_text())["name"] == "toy"
 
 
 def test_front_prints_what_pareto_csv_and_json_hold(folder):

@@ -70,12 +70,12 @@ def test_texts_survive_the_alphabet(an4: Corpus) -> None:
     assert an4.encode("4!").tolist() == []
 
 
-def test_the_package_fits_in_eight_megabytes_and_its_checksums_hold() -> None:
+def test_an4_fits_in_eight_megabytes_and_its_checksums_hold() -> None:
     lines = (DATA / corpus.AN4_CHECKSUMS).read_text().splitlines()
     for line in lines:
         digest, name = line.split()
         assert hashlib.sha256((DATA / name).read_bytes()).hexdigest() == digest
-    assert sum(file.stat().st_size for file in DATA.iterdir() if file.is_file()) <= 8_000_000
+    assert sum(file.stat().st_size for file in DATA.iterdir() if "an4" in file.name) <= 8_000_000
     assert "Carnegie Mellon" in (DATA / "AN4-LICENSE").read_text()
 
 

@@ -18,7 +18,7 @@ from gpsearch.schedule import GMP, GP, SCHEDULES
 from gpsearch.space import Space, built_in
 from gpsearch.tasks.speech import SpeechModel
 
-NAMES = ("deepspeech2", "hlstm", "lstm", "seq2seq", "translation")
+NAMES = ("captioning", "deepspeech2", "hlstm", "lstm", "neuraltalk", "seq2seq", "translation")
 
 SMALL = """\
 [architecture]
@@ -368,7 +368,7 @@ def test_a_value_where_a_table_should_be_is_refused(tmp_path: Path, table: str) 
 
 
 def test_a_space_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no search space called 'hlst'; there are deepspeech2, "):
+    with pytest.raises(UserError, match="no search space called 'hlst'; there are captioning, "):
         Space.read("hlst")
     with pytest.raises(UserError, match=r"none\.toml: cannot be read"):
         Space.read(str(tmp_path / "none.toml"))

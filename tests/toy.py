@@ -85,7 +85,8 @@ class ToyDevice:
     api_version = API_VERSION
 
     def probe(self) -> DeviceFacts:
-        return DeviceFacts("toy", {"clock": "1 MHz"}, unavailable={"energy_j": "no counter here"})
+        why_not = {"energy_j": "no counter here"}
+        return DeviceFacts("toy", {"clock": "1 MHz"}, unavailable=why_not, machine="toy")
 
     def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> float:
         return 1e-6 * sum(int(p.count_nonzero()) for p in model.parameters())
@@ -101,7 +102,8 @@ class StepDevice(ToyDevice):
     """A device whose kernels take 32 units at a time: latency rises in steps of a layer's width."""
 
     def probe(self) -> DeviceFacts:
-        return DeviceFacts("steps", {"tile": "32"}, unavailable={"energy_j": "no counter here"})
+        why_not = {"energy_j": "no counter here"}
+        return DeviceFacts("steps", {"tile": "32"}, unavailable=why_not, machine="toy")
 
     def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> float:
         width = max(layer.hidden_size for layer in model.modules() if isinstance(layer, RECURRENT))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.overrides import has_torch_function
 
 from gpsearch.kernels.compiled import KINDS
 from gpsearch.kernels.native import Native
@@ -66,10 +67,11 @@ def suits(*tensors: Tensor) -> bool:
 
 def applies(batch: int, *inputs: Tensor) -> bool:
     """Tell whether this is what the kernels are for: inference with a small batch."""
-    if torch.is_grad_enabled() or batch > MOST_SEQUENCES or not suits(*inputs):
+    if torch.is_grad_enabled() or batch > MOST_SEQUENCES or torch.is_autocast_enabled("cpu"):
         return False
-    traced = torch._C._is_tracing() or torch.compiler.is_compiling()
-    return not (traced or torch.is_autocast_enabled("cpu"))
+    # What watches torch's functions, as gpsearch.exporting does, is to see the recurrence.
+    watched = torch._C._is_tracing() or torch.compiler.is_compiling() or has_torch_function(inputs)
+    return not watched and suits(*inputs)
 
 
 class Packed:

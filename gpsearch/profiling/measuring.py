@@ -18,7 +18,7 @@ from gpsearch.profiling.device import (
     Watched,
 )
 from gpsearch.profiling.energy import Work, measure_energy, unavailable
-from gpsearch.profiling.host import Host
+from gpsearch.profiling.host import HERE, Host
 from gpsearch.profiling.intervals import quantile
 from gpsearch.profiling.quantity import Quantity
 
@@ -181,7 +181,9 @@ class _Stage:
     def _attempt(self, precision: float, max_seconds: float) -> tuple[latency.Timing, list[str]]:
         before = self.host.load()
         timing = latency.time_calls(self.device, self.handles, precision, max_seconds)
-        return timing, self.host.load().since(before) + self._disturbances()
+        # What runs elsewhere does not suffer from this machine's load.
+        here = self.host.load().since(before) if self.facts.machine == HERE else []
+        return timing, here + self._disturbances()
 
     def _disturbances(self) -> list[str]:
         return list(self.device.disturbances()) if isinstance(self.device, Watched) else []
