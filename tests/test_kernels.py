@@ -109,7 +109,7 @@ sizes = st.integers(1, 5)
     use=st.sampled_from(["h", "c", "both"]),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @each_run
 def test_all_equal_the_written_out_recurrence(run: Any, use: str, seed: int, **shape: Any) -> None:
     torch.manual_seed(seed)
@@ -148,7 +148,7 @@ def masked(example: Layer, density: float) -> tuple[Layer, list[Tensor]]:
     density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @pytest.mark.parametrize("kernels", [native(name) for name in available()], ids=available())
 def test_sparse_equals_the_masked_recurrence(
     kernels: Native, use: str, density: float, seed: int, **shape: Any

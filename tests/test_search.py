@@ -227,7 +227,7 @@ def values(folder):
 
 
 def test_a_study_killed_at_random_moments_ends_like_an_undisturbed_one(tmp_path):
-    flags = ["run", *TOY_FLAGS, "--objectives", "error,flops,latency", "--budget", "12"]
+    flags = ["run", *TOY_FLAGS, "--objectives", "error,flops,latency", "--budget", "9"]
     null = subprocess.DEVNULL
     quiet: dict[str, Any] = {"stdout": null, "stderr": null, "cwd": ROOT}
     subprocess.run(command(tmp_path / "a", *flags, "--out"), check=True, **quiet)
@@ -245,7 +245,7 @@ def test_a_study_killed_at_random_moments_ends_like_an_undisturbed_one(tmp_path)
             killed = command(tmp_path / "b", "resume")
     subprocess.run(killed, check=True, **quiet)
 
-    assert len(values(tmp_path / "b")) == 12
+    assert len(values(tmp_path / "b")) == 9
     assert values(tmp_path / "b") == values(tmp_path / "a")
 
 
