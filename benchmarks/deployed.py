@@ -28,6 +28,7 @@ from benchmarks.report import BAR, Column, Row, head, number, save, table
 from gpsearch import compact, find_device, measure, tasks
 from gpsearch.cell import HLSTM
 from gpsearch.deploy import load_model
+from gpsearch.report.picture import plain_log
 from gpsearch.reproduce import Reproduction
 from gpsearch.tasks.speech import SpeechTask
 
@@ -156,7 +157,7 @@ def _draw(figure: Figure, measured: Sequence[Row]) -> None:
         own = [row for row in measured if row["way"] == way]
         xs, ys = [r["ratio"].value for r in own], [100 * r["dev_wer"] for r in own]
         axes.plot(xs, ys, "Do^svPX*"[index % 8], ms=7, lw=0, label=way, alpha=0.8)
-    axes.set_xscale("log")
+    plain_log(axes)
     axes.set_xlabel("latency / dense LSTM's in torch")
     axes.set_ylabel("WER on the development split (%)")
     axes.grid(color="#e6e9ec", lw=0.8)
