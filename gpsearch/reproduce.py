@@ -111,9 +111,10 @@ class Reproduction:
             f"{key} = {json.dumps(value)}\n" for key, value in asdict(comparison).items()
         )
         config = folder / "config.toml"
-        if config.exists() and config.read_text(encoding="utf-8") != text:
+        same = config.exists() and config.read_text(encoding="utf-8") == text
+        if not same and (folder / "rows").exists():
             raise UserError(f"{folder}: holds another comparison; choose another --out")
-        if not config.exists():
+        if not same:  # what failed before its first row can be begun again, in other words
             write_text(folder / "space.toml", space.text)
             write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
             write_text(config, text)

@@ -95,10 +95,13 @@ def test_rows_can_be_done_one_at_a_time(tmp_path: Path, comparison: Comparison) 
 
 
 def test_another_comparison_needs_another_folder(tmp_path: Path, comparison: Comparison) -> None:
+    other = Comparison(**{**vars(comparison), "seeds": 1})
     Reproduction.begin(tmp_path / "out", comparison)
-    other = Comparison(**{**vars(comparison), "seeds": 3})
+    found = Reproduction.begin(tmp_path / "out", other)  # nothing was trained yet
+    assert found.comparison == other
+    next(found.run(Notes()))
     with pytest.raises(UserError, match="another --out"):
-        Reproduction.begin(tmp_path / "out", other)
+        Reproduction.begin(tmp_path / "out", comparison)
 
 
 def test_a_space_without_rows_cannot_be_reproduced(tmp_path: Path) -> None:
