@@ -27,8 +27,8 @@ _GAIN = 0.97
 """What takes more than this share of the time is no better."""
 _SEQUENCE = 16
 """Time steps in which the kernels are held against torch."""
-_SECONDS = 0.005
-"""To try the formats of one weight; there are at least three rounds, and at most 15."""
+_SECONDS = 0.01
+"""To try the formats of one weight; there are at least three rounds, and at most 40."""
 
 
 @torch.inference_mode()
@@ -77,20 +77,23 @@ def _best_formats(module: HLSTM | HLSTMCell, kernels: Native) -> Mapping[str, st
 def _packing(module: HLSTM | HLSTMCell, kernels: Native, x: Tensor) -> dict[str, str]:
     """Find the best format of every weight, the largest weights first."""
     weights = {name: p for name, p in module.named_parameters() if p.dim() == 2}
-    formats, packed = dict.fromkeys(weights, "dense"), dict[tuple[int, str], Packed]()
+    promising = {name: _promising(weight, kernels) for name, weight in weights.items()}
+    # At first the smallest, so that all the others leave about as much of the caches to a weight
+    # that is tried as they will in the end.
+    formats = {name: found[0] for name, found in promising.items()}
+    packed = dict[tuple[int, str], Packed]()
     for name in sorted(weights, key=lambda name: -weights[name].numel()):
-        promising = _promising(weights[name], kernels)
-        if len(promising) == 1:
-            continue
-        decoders = {
-            format: module.packed(kernels, formats | {name: format}, packed) for format in promising
-        }
-        formats[name] = _fastest(decoders, x[:2])
+        if len(promising[name]) > 1:
+            decoders = {
+                format: module.packed(kernels, formats | {name: format}, packed)
+                for format in promising[name]
+            }
+            formats[name] = _fastest(decoders, x[:2])
     return formats
 
 
 def _promising(weight: Tensor, kernels: Native) -> list[str]:
-    """List dense, and those formats that take clearly less memory."""
+    """List dense, and those formats that take clearly less memory; the smallest first."""
     gates = weight.chunk(4)
     if gates[0].numel() < _FEW_WEIGHTS:
         return ["dense"]
@@ -100,7 +103,8 @@ def _promising(weight: Tensor, kernels: Native) -> list[str]:
         if min(bytes_) >= 0:
             sizes[format] = sum(bytes_)
     most = _SMALLER * sizes["dense"]
-    return [format for format, size in sizes.items() if format == "dense" or size <= most]
+    paying = [format for format, size in sizes.items() if format == "dense" or size <= most]
+    return sorted(paying, key=lambda format: sizes[format])
 
 
 def _fastest(decoders: dict[str, Decoder], x: Tensor) -> str:
@@ -109,7 +113,7 @@ def _fastest(decoders: dict[str, Decoder], x: Tensor) -> str:
         for format, decoder in decoders.items()
     }
     one = sum(_time(calls, 1).values())
-    seconds = _time(calls, max(3, min(15, int(_SECONDS / one))))
+    seconds = _time(calls, max(3, min(40, int(_SECONDS / one))))
     best = min(seconds, key=lambda format: seconds[format])
     return best if seconds[best] < _GAIN * seconds["dense"] else "dense"
 

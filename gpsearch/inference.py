@@ -30,8 +30,8 @@ class _Deployed(NamedTuple):
     decoder: decode.Decoder
     native: Native
     formats: Mapping[str, str]
-    parameters: tuple[tuple[str, Tensor, int, int], ...]
-    """Name, parameter, version, address."""
+    marks: tuple[tuple[Tensor | None, int, int], ...]
+    """Of every parameter, in order: itself, its version, its address."""
 
 
 class Packable(nn.Module):
@@ -117,20 +117,26 @@ class Packable(nn.Module):
     def _is_current(self, deployed: _Deployed, kernels: Native | None) -> bool:
         if deployed.native is not kernels or deployed.formats is not self.formats:
             return False
-        own = self._parameters
-        for name, parameter, version, address in deployed.parameters:
-            same = own.get(name) is parameter and parameter._version == version
-            if not same or parameter.data_ptr() != address:
+        parameters = self._parameters.values()
+        if len(parameters) != len(deployed.marks):
+            return False
+        for own, (packed, version, address) in zip(parameters, deployed.marks, strict=True):
+            if own is not packed:
+                return False
+            if own is not None and (own._version != version or own.data_ptr() != address):
                 return False
         return True
 
     def _deploy(self, kernels: Native | None) -> _Deployed | None:
         """Pack the parameters; None where there are no kernels for them."""
-        named = [(name, p) for name, p in self._parameters.items() if p is not None]
-        plain = decode.suits(*(p for _, p in named)) and not any(p.is_inference() for _, p in named)
+        own = [p for p in self._parameters.values() if p is not None]
+        plain = decode.suits(*own) and not any(p.is_inference() for p in own)
         if kernels is None or self.gate_norm or not plain:
             return None
-        marks = tuple((name, p, p._version, p.data_ptr()) for name, p in named)
+        marks = tuple(
+            (p, 0, 0) if p is None else (p, p._version, p.data_ptr())
+            for p in self._parameters.values()
+        )
         return _Deployed(self.packed(kernels, self.formats), kernels, self.formats, marks)
 
     def packed(

@@ -41,7 +41,7 @@ each_kernels = pytest.mark.parametrize(
 def multiplied(kernels: Native, weight: Tensor, format: str, x: Tensor) -> Tensor:
     """Weight @ x by a packed matrix; checks that nothing is written beyond the result."""
     packed, rows = Packed(kernels, weight, format), len(weight)
-    padded = F.pad(x, (0, 16))
+    padded = F.pad(x, (0, int(kernels.decode_stride(len(x))) - len(x)))
     y = torch.zeros(int(kernels.decode_stride(rows)))
     kernels.multiply_matrix(packed.pointer, padded.data_ptr(), y.data_ptr())
     assert not torch.nan_to_num(y[rows:]).any()
@@ -376,7 +376,7 @@ from gpsearch.kernels import native
 native.library = lambda: ctypes.CDLL(sys.argv[1])
 import pytest
 tests = "(multiplies_as or layers_equal or cells_equal) and " + sys.argv[3]
-options = "-q -n 0 -o addopts=--import-mode=importlib -p no:cacheprovider -W ignore".split()
+options = "-q -s -n 0 -o addopts=--import-mode=importlib -p no:cacheprovider -W ignore".split()
 sys.exit(pytest.main([*options, sys.argv[2], "-k", tests]))
 """
 

@@ -155,11 +155,19 @@ class Decoder:
         if state is None:
             h, c = x.new_zeros(2, *shape).unbind()
         else:
-            h, c = _copies(*state)
+            h, c = (s.clone(memory_format=torch.contiguous_format) for s in state)
         out = x.new_empty(steps, batch, self._width)
         if lengths is not None:
             lengths = lengths.to(torch.int64).contiguous()
-        self._call(x, steps, batch, lengths, out, h, c)
+        if x.stride(2) != 1:
+            x = x.contiguous()
+        failed = self._kernels.decode(
+            *self._stack, steps, batch, None if lengths is None else lengths.data_ptr(),
+            x.data_ptr(), x.stride(0), x.stride(1),
+            out.data_ptr(), batch * self._width, self._width, h.data_ptr(), c.data_ptr(),
+        )  # fmt: skip
+        if failed:
+            raise MemoryError(f"no memory to run {steps} steps")
         return out, (h, c)
 
     def step(
@@ -171,33 +179,17 @@ class Decoder:
         """Run a single cell for one step, and return the next h and c; no gradients."""
         batch, inputs = x.shape
         shape = batch, self._size
-        if inputs != self._inputs or not h.shape == c.shape == shape or self._width != self._size:
+        if inputs != self._inputs or not h.shape == c.shape == shape or self._cells_count != 1:
             raise ValueError(f"packed for {self._inputs} inputs and states of {list(shape)}")
-        h, c = _copies(h, c)
-        self._call(x, 1, batch, None, h, h, c)  # what it puts out is h
-        return h, c
-
-    def _call(
-        self,
-        x: Tensor,
-        steps: int,
-        batch: int,
-        lengths: Tensor | None,
-        out: Tensor,
-        h: Tensor,
-        c: Tensor,
-    ) -> None:
-        *steps_before, row, last = x.stride()
-        if last != 1:
-            x = x.contiguous()
-            *steps_before, row, _ = x.stride()
-        failed = self._kernels.decode(
-            *self._stack, steps, batch, None if lengths is None else lengths.data_ptr(),
-            x.data_ptr(), steps_before[0] if steps_before else 0, row,
-            out.data_ptr(), batch * self._width, self._width, h.data_ptr(), c.data_ptr(),
+        x, h, c = x.contiguous(), h.contiguous(), c.contiguous()
+        next_h, next_c = torch.empty_like(h), torch.empty_like(c)
+        failed = self._kernels.decode_step(
+            self._stack[0], batch, x.data_ptr(), inputs, h.data_ptr(), c.data_ptr(),
+            next_h.data_ptr(), next_c.data_ptr(),
         )  # fmt: skip
         if failed:
-            raise MemoryError(f"no memory to run {steps} steps")
+            raise MemoryError("no memory to run a step")
+        return next_h, next_c
 
     def _cell(self, cell: Cell) -> _Cell:
         front = _front(cell)
@@ -272,11 +264,6 @@ def _front(cell: Cell) -> Front:
     front = cell.hidden or cell.direct
     assert front is not None
     return front
-
-
-def _copies(h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    layout = torch.contiguous_format
-    return h.clone(memory_format=layout), c.clone(memory_format=layout)
 
 
 class _Front(ctypes.Structure):

@@ -33,6 +33,7 @@ _ARGUMENTS = {
     "multiply_matrix": "ppp",
     "decode_stride": "i",
     "decode": "piiiippiipiipp",
+    "decode_step": "pipipppp",
 }
 """Of every function: whole numbers (i, 64 bits) and pointers (p)."""
 _TYPES = {"i": ctypes.c_int64, "p": ctypes.c_void_p}

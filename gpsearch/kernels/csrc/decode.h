@@ -231,3 +231,14 @@ int64_t NAME(decode)(
     free(memory);
     return 0;
 }
+
+/* One step of a single cell for a batch: from h and c [batch, size] to the next ones. */
+int64_t NAME(decode_step)(
+    const Cell *cell, int64_t batch, const float *x, int64_t x_row, const float *h, const float *c,
+    float *next_h, float *next_c)
+{
+    const size_t size = (size_t)(batch * cell->size) * sizeof(float);
+    memcpy(next_h, h, size), memcpy(next_c, c, size);
+    return NAME(decode)(cell, 1, 1, 1, batch, NULL, x, 0, x_row, next_h, 0, cell->size, next_h,
+                        next_c);
+}

@@ -6,23 +6,35 @@ INLINE vf gather(const float *x, const uint16_t *at)
 {
     return (vf)_mm512_i32gather_ps(_mm512_cvtepu16_epi32(*(const __m256i_u *)at), x, 4);
 }
-INLINE vf permuted(vf x, vi lanes) { return (vf)_mm512_permutexvar_ps((__m512i)lanes, (__m512)x); }
+INLINE vf picked(const float *x, const uint8_t *lanes)
+{
+    const __m512i at = _mm512_cvtepu8_epi32(*(const __m128i_u *)lanes);
+    return (vf)_mm512_permutex2var_ps((__m512)load(x), at, (__m512)load(x + 16));
+}
 INLINE vf four_times(const float *x) { return (vf)_mm512_broadcast_f32x4(_mm_loadu_ps(x)); }
 #elif VW == 8
 INLINE vf gather(const float *x, const uint16_t *at)
 {
     return (vf)_mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(*(const __m128i_u *)at), 4);
 }
-INLINE vf permuted(vf x, vi lanes) { return (vf)_mm256_permutevar8x32_ps((__m256)x, (__m256i)lanes); }
+INLINE vf picked(const float *x, const uint8_t *lanes)
+{
+    typedef uint32_t vu __attribute__((vector_size(32)));
+    uint32_t all;
+    memcpy(&all, lanes, 4);
+    const vu at = ((vu){0} + all) >> (vu){0, 3, 6, 9, 12, 15, 18, 21}; /* of these, 3 bits count */
+    return (vf)_mm256_permutevar8x32_ps((__m256)load(x), (__m256i)at);
+}
 INLINE vf four_times(const float *x) { return (vf)_mm256_broadcast_ps((const __m128 *)x); }
 #else
 INLINE vf gather(const float *x, const uint16_t *at)
 {
     return (vf){x[at[0]], x[at[1]], x[at[2]], x[at[3]]};
 }
-INLINE vf permuted(vf x, vi lanes)
+INLINE vf picked(const float *x, const uint8_t *lanes)
 {
-    return (vf){x[lanes[0] & 3], x[lanes[1] & 3], x[lanes[2] & 3], x[lanes[3] & 3]};
+    const unsigned at = *lanes;
+    return (vf){x[at & 3], x[at >> 2 & 3], x[at >> 4 & 3], x[at >> 6]};
 }
 INLINE vf four_times(const float *x) { return load(x); }
 #endif
@@ -116,40 +128,20 @@ static void multiply_sell(const Matrix *m, const float *x, float *y)
     }
 }
 
-INLINE vi lanes_of(const uint8_t *packed)
-{
-    typedef uint32_t vu __attribute__((vector_size(4 * VW)));
-    vu lanes;
-#if VW == 16
-    uint32_t words[2];
-    memcpy(words, packed, 8);
-    lanes = (vu)_mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set1_epi32((int)words[0])),
-                                   _mm256_set1_epi32((int)words[1]), 1);
-    lanes >>= (vu){0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28};
-#elif VW == 8
-    uint32_t word;
-    memcpy(&word, packed, 4);
-    lanes = ((vu){0} + word) >> (vu){0, 3, 6, 9, 12, 15, 18, 21};
-#else
-    lanes = ((vu){0} + *packed) >> (vu){0, 2, 4, 6};
-#endif
-    return (vi)lanes;
-}
-
 static void multiply_windows(const Matrix *m, const float *x, float *y)
 {
     EACH_GROUP(m) {
         vf sums[4] = {{0}};
         const float *w = VALUES(m) + first * VW;
-        const uint8_t *place = PLACES(m, uint8_t) + first * (2 + LANES_BYTES);
-        for (int64_t k = first; k < last; k += 4, w += 4 * VW, place += 4 * (2 + LANES_BYTES))
+        const uint8_t *four = PLACES(m, uint8_t) + first * (2 + LANES_BYTES);
+        for (int64_t k = first; k < last; k += 4, w += 4 * VW, four += 4 * (2 + LANES_BYTES)) {
+            uint64_t starts;
+            memcpy(&starts, four, 8);
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) {
-                const uint8_t *one = place + i * (2 + LANES_BYTES);
-                uint16_t start;
-                memcpy(&start, one, 2);
-                sums[i] += permuted(load(x + start), lanes_of(one + 2)) * load(w + i * VW);
-            }
+            for (int i = 0; i < 4; i++)
+                sums[i] += picked(x + (starts >> 16 * i & 0xffff), four + 8 + i * LANES_BYTES) *
+                           load(w + i * VW);
+        }
         add_rows(m, row, (sums[0] + sums[1]) + (sums[2] + sums[3]), y);
     }
 }

@@ -7,16 +7,18 @@
 
      ROWS     1 row; a step is one non-zero with its column (CSR).
      SELL     16 rows; a step has one non-zero of each, with its column: x is gathered.
-     WINDOWS  VW rows; a step looks at VW consecutive entries of x, and each row takes from them its
-              next non-zero if it is among them. A permutation within a register stands in for the
-              gather: the place holds the window's first column, and for each row a lane.
+     WINDOWS  VW rows; a step looks at WINDOW consecutive entries of x, and each row takes from them
+              its next non-zero if it is among them. A permutation within registers stands in for
+              the gather. Steps come in fours: four windows' first columns, then the lanes of each,
+              one for every row.
      B16X1, B8X1   16 or 8 rows; a step has one column of them, with at least one non-zero.
      B4X4     4 rows; a step has four columns of them.
 
    Rows of SELL and WINDOWS are sorted by their number of non-zeros, so that a group's are alike,
    where that saves steps. Groups are sorted by their number of steps: the processor foresees the
-   end of a loop that is as long as the one before. Vectors are longer than they need to be: x and y end in PAD more floats, which in x are zero, so
-   that every step is made of whole vectors. */
+   end of a loop that is as long as the one before. Vectors are longer than they need to be: x and y
+   go on to a multiple of 16 floats, then for PAD more, which in x are zero, so that every step is
+   made of whole vectors. */
 
 #include <stdlib.h>
 
@@ -24,8 +26,10 @@ enum { DENSE, ROWS, SELL, WINDOWS, B16X1, B8X1, B4X4 };
 
 #define PAD 16
 #define MOST_COLUMNS 65535 /* a column is 16 bits wide */
-#define LANE_BITS (VW == 16 ? 4 : VW == 8 ? 3 : 2)
-#define LANES_BYTES (VW == 4 ? 1 : VW / 2)
+#define WINDOW (VW == 16 ? 32 : VW)      /* AVX-512 permutes two registers as fast as one, */
+#define WINDOW_AT (VW == 16 ? 16 : 1)    /* and loads are slow across the lines of its cache */
+#define LANE_BITS (VW == 16 ? 8 : VW == 8 ? 3 : 2)
+#define LANES_BYTES (VW == 16 ? 16 : VW == 8 ? 4 : 1)
 #define SORTING_PAYS 0.95 /* at this share of the steps, or less: results have to be scattered */
 
 typedef struct {
@@ -102,18 +106,21 @@ static int64_t write_windows(const Source *s, const int32_t *rows, float *values
         int64_t first = s->columns;
         for (int i = 0; i < VW; i++) first = at[i] < first ? at[i] : first;
         if (first == s->columns && steps % 4 == 0) return steps;
-        const uint16_t start = first == s->columns ? 0 : (uint16_t)first;
-        uint64_t lanes = 0;
+        const uint16_t start = first == s->columns ? 0 : (uint16_t)(first / WINDOW_AT * WINDOW_AT);
+        uint8_t lanes[LANES_BYTES + 1] = {0};
         for (int i = 0; i < VW; i++) {
-            const int inside = at[i] < s->columns && at[i] < first + VW;
+            const int inside = at[i] < s->columns && at[i] < start + WINDOW;
             if (values) values[steps * VW + i] = inside ? element(s, rows[i], at[i]) : 0.0f;
             if (!inside) continue;
-            lanes |= (uint64_t)(at[i] - first) << (LANE_BITS * i);
+            const unsigned lane = (unsigned)(at[i] - start) << (LANE_BITS * i % 8);
+            lanes[LANE_BITS * i / 8] |= (uint8_t)lane;
+            lanes[LANE_BITS * i / 8 + 1] |= (uint8_t)(lane >> 8);
             at[i] = next_nonzero(s, rows[i], at[i] + 1);
         }
         if (!values) continue;
-        memcpy(places + steps * (2 + LANES_BYTES), &start, 2);
-        memcpy(places + steps * (2 + LANES_BYTES) + 2, &lanes, LANES_BYTES); /* little-endian */
+        uint8_t *four = places + steps / 4 * 4 * (2 + LANES_BYTES);
+        memcpy(four + steps % 4 * 2, &start, 2);
+        memcpy(four + 8 + steps % 4 * LANES_BYTES, lanes, LANES_BYTES);
     }
 }
 
