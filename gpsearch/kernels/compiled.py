@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from gpsearch.kernels.gates import Gates, flattened, restored
 from gpsearch.kernels.native import Native
-from gpsearch.kernels.products import linear
+from gpsearch.kernels.products import linear, torch_is_fast
 
 KINDS = ("relu", "leaky_relu", "tanh", "gelu")
 """Activations, in the order of the enumeration in training.h."""
@@ -272,6 +272,8 @@ def _sum_of_products(
     native: Native, left: Float[Tensor, "n rows"], right: Float[Tensor, "n columns"]
 ) -> Float[Tensor, "rows columns"]:
     """Return left.T @ right, by rows of the result in each thread."""
+    if torch_is_fast():
+        return left.mT @ right
     right = right if right.stride(1) == 1 else right.contiguous()
     (n, rows), columns = left.shape, right.shape[1]
     out = left.new_empty(rows, columns)
