@@ -270,14 +270,19 @@ def test_a_second_run_on_a_folder_is_refused(tmp_path):
 
 
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path):
-    flags = ["run", *TOY_FLAGS, "--out"]
-    process = subprocess.Popen(
-        command(tmp_path / "c", *flags), cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    process.stderr.readline()  # the first trial begins
-    os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    starts = command(tmp_path / "c", "run", *TOY_FLAGS, "--out")
+    # Tests in the background ignore Ctrl-C, and so would their children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(starts, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    with process:
+        assert process.stderr is not None
+        process.stderr.readline()  # the first trial begins
+        os.kill(process.pid, signal.SIGINT)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
 
     assert process.returncode == 130
     assert f"gpsearch resume {tmp_path / 'c'}" in err
