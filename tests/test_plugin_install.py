@@ -109,16 +109,6 @@ def test_a_profiler_installed_by_pip_is_listed_and_used(site: Path, tmp_path: Pa
     assert used["torn"].startswith("device 'torn' of package gpsearch-toy 1.2 cannot be imported")
 
 
-def test_a_search_runs_on_an_installed_profiler(site: Path, tmp_path: Path) -> None:
-    there = {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "TMPDIR": str(tmp_path)}
-    folder = tmp_path / "r"
-    task, space = "tests.toy:ToyTask", str(ROOT / "tests" / "toy.toml")
-    run("-m", "gpsearch", "run", "--device", "toy", "--task", task, "--space", space,
-        "--budget", "1", "--out", str(folder), **there)  # fmt: skip
-    assert json.loads((folder / "device.json").read_text())["name"] == "toy"
-    assert "0.001" in (folder / "trials.csv").read_text()
-
-
 BROKEN = """
 [build-system]
 requires = ["setuptools"]
@@ -243,10 +233,19 @@ def test_a_new_package_passes_the_kit_as_it_is_and_not_when_it_is_spoilt(
     assert "speaks API version '2'" in out
 
 
-def test_a_search_runs_on_an_installed_task(new: Path, tmp_path: Path) -> None:
-    there = {"PYTHONPATH": f"{new / 'site'}{os.pathsep}{ROOT}", "TMPDIR": str(tmp_path)}
+def test_a_new_package_passes_its_own_tests(new: Path, tmp_path: Path) -> None:
+    there = {"PYTHONPATH": str(new / "site"), "TMPDIR": str(tmp_path)}
     run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(new / "adding"), **there)
-    run("-m", "gpsearch", "run", "--task", "adding", "--space", str(ROOT / "tests" / "toy.toml"),
-        "--device", "tests.toy:ToyDevice", "--budget", "1", "--epochs", "2",
+
+
+def test_a_search_runs_on_an_installed_task_and_an_installed_profiler(
+    site: Path, new: Path, tmp_path: Path
+) -> None:
+    there = {"PYTHONPATH": f"{site}{os.pathsep}{new / 'site'}", "TMPDIR": str(tmp_path)}
+    run("-m", "gpsearch", "run", "--task", "adding", "--device", "toy",
+        "--space", str(ROOT / "tests" / "toy.toml"), "--budget", "1", "--epochs", "1",
         "--out", str(tmp_path / "r"), **there)  # fmt: skip
-    assert "missed" in (tmp_path / "r" / "trials.csv").read_text()
+    assert json.loads((tmp_path / "r" / "device.json").read_text())["name"] == "toy"
+    trials = (tmp_path / "r" / "trials.csv").read_text()
+    assert "missed" in trials
+    assert "0.001" in trials

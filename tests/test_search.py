@@ -206,13 +206,15 @@ def test_trainings_wait_while_another_study_measures(tmp_path):
     study = a_study(tmp_path / "toy", budget=1)
     with ThreadPoolExecutor(1) as pool:
         with Host().alone_on():
-            work = pool.submit(run, study)
+            work = pool.submit(run, study, stop_after=1)
             while not (study.trial_folder(0) / "proposal.json").exists():
                 assert not work.done()
                 time.sleep(0.05)
             time.sleep(1)
             assert not (study.trial_folder(0) / "history.csv").exists()
-        assert len(work.result(60).rows) == 1
+        with pytest.raises(KeyboardInterrupt):
+            work.result(60)
+    assert len(study.rows()) == 1
     assert (study.trial_folder(0) / "history.csv").exists()
 
 
@@ -238,7 +240,7 @@ def rows_of(folder):
 
 
 def test_a_study_killed_at_random_moments_ends_like_an_undisturbed_one(tmp_path):
-    flags = ["run", *TOY_FLAGS, "--objectives", "error,flops,latency", "--budget", "6", "--out"]
+    flags = ["run", *TOY_FLAGS, "--objectives", "error,flops,latency", "--budget", "5", "--out"]
     assert call(*flags, tmp_path / "a")[0] == 0
     took_s = sum(float(row["train_s"]) for row in rows_of(tmp_path / "a"))
 
@@ -255,7 +257,7 @@ def test_a_study_killed_at_random_moments_ends_like_an_undisturbed_one(tmp_path)
     code, _, err = call("resume", tmp_path / "b")
 
     assert code == 0, err
-    assert len(values(tmp_path / "b")) == 6
+    assert len(values(tmp_path / "b")) == 5
     assert values(tmp_path / "b") == values(tmp_path / "a"), f"killed after {moments} s"
 
 
