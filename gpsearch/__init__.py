@@ -43,14 +43,21 @@ A map, in reading order:
     errors      `UserError`: a mistake that its message mends
 """
 
-from importlib import metadata
+from __future__ import annotations
 
-from gpsearch.cell import HLSTM, HLSTMCell
-from gpsearch.compact import compact
+import sys
+from importlib import import_module, metadata
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from gpsearch.errors import UserError
-from gpsearch.growprune import GrowPrune
-from gpsearch.profiling import Quantity, Reading, measure
-from gpsearch.profiling import find as find_device
+
+if TYPE_CHECKING:
+    from gpsearch.cell import HLSTM, HLSTMCell
+    from gpsearch.compact import compact
+    from gpsearch.growprune import GrowPrune
+    from gpsearch.profiling import Quantity, Reading, measure
+    from gpsearch.profiling import find as find_device
 
 __version__ = metadata.version("gpsearch")
 
@@ -66,3 +73,37 @@ __all__ = [
     "find_device",
     "measure",
 ]
+
+_HOMES = {
+    "HLSTM": "cell.HLSTM",
+    "GrowPrune": "growprune.GrowPrune",
+    "HLSTMCell": "cell.HLSTMCell",
+    "Quantity": "profiling.Quantity",
+    "Reading": "profiling.Reading",
+    "compact": "compact.compact",
+    "find_device": "profiling.find",
+    "measure": "profiling.measure",
+}
+"""Where names come from when they are first used: torch takes seconds, and no help needs it."""
+
+
+class _Package(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        module, _, original = _HOMES[name].partition(".")
+        value = getattr(import_module(f"{self.__name__}.{module}"), original)
+        setattr(self, name, value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # To import the module `gpsearch.compact` must not hide the function of this name.
+        if name == "compact" and isinstance(value, ModuleType):
+            value = value.compact
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

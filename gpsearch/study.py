@@ -14,6 +14,7 @@ import statistics
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,11 +101,15 @@ class Study:
         return self.folder / "trials" / str(number)
 
     def storage(self) -> optuna.Study:
-        """Open Optuna's study; it can be looked at with optuna-dashboard.
+        """Return Optuna's study, opened once; it can be looked at with optuna-dashboard.
 
         Raises:
             UserError: study.db is damaged.
         """
+        return self._opened
+
+    @cached_property
+    def _opened(self) -> optuna.Study:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)

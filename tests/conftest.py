@@ -12,7 +12,20 @@ import tempfile
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["GPSEARCH_LOCKS"] = tempfile.mkdtemp(prefix="gpsearch-locks-")
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
 atexit.register(shutil.rmtree, os.environ["GPSEARCH_LOCKS"], ignore_errors=True)
+
+LONGEST = (
+    "search", "cli", "plugin_install", "remeasured", "packaging", "profilers_cpu", "train",
+    "decode", "translation", "cell", "reproduce", "benchmarks", "compact", "kernels", "testing",
+)  # fmt: skip
+"""The test files that take longest, from the longest on."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first, so that all processes end together."""
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 import time
@@ -106,10 +107,10 @@ def note(text):
     with log.open("a") as file:
         file.write(f"{text}\\n")
 
-if what == "measures":
+if what in ("measures", "measures for ever"):
     with host.alone_on() as doubts:
         note("begin")
-        time.sleep(0.4)
+        time.sleep(0.4 if what == "measures" else 3600)
         note("end")
 else:
     with host.sharing() as pause:
@@ -124,6 +125,16 @@ def worker(folder: Path, what: str) -> subprocess.Popen[bytes]:
     """Start a process that trains or measures."""
     words = [sys.executable, "-c", WORKER, str(folder), what, str(folder / "log")]
     return subprocess.Popen(words, cwd=ROOT)
+
+
+def held(folder: Path, lock: str) -> bool:
+    """Say whether anybody has a lock."""
+    with (folder / f"gpsearch-{lock}.lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def wait_for(path: Path) -> None:
@@ -151,12 +162,16 @@ def test_trainings_pause_while_somebody_measures_and_go_on_afterwards(tmp_path: 
 
 
 def test_a_killed_measurement_lets_trainings_go_on(tmp_path: Path) -> None:
-    measuring = worker(tmp_path, "measures")
+    measuring = worker(tmp_path, "measures for ever")
     wait_for(tmp_path / "log")
+    assert held(tmp_path, "here-door")
     measuring.kill()
     measuring.wait()
+    assert not held(tmp_path, "here-door")
     with Host(locks=tmp_path).sharing() as pause:
         pause()
+        assert held(tmp_path, "here-room")
+    assert (tmp_path / "log").read_text().split() == ["begin"]
 
 
 def test_a_training_that_is_stopped_does_not_stop_a_measurement_for_ever(tmp_path: Path) -> None:
@@ -168,6 +183,14 @@ def test_a_training_that_is_stopped_does_not_stop_a_measurement_for_ever(tmp_pat
 
 
 def test_machines_do_not_wait_for_one_another(tmp_path: Path) -> None:
-    host = Host(locks=tmp_path)
-    with host.alone_on("a board"), host.alone_on("another board"), host.sharing() as pause:
+    host = Host(locks=tmp_path, patience_s=0.0)
+    with (
+        host.alone_on("a board") as doubts,
+        host.alone_on("another board") as others,
+        host.sharing() as pause,
+    ):
         pause()
+        assert doubts == others == []
+        assert all(held(tmp_path, f"{board}-door") for board in ("a_board", "another_board"))
+        assert held(tmp_path, "here-room")
+        assert not held(tmp_path, "here-door")

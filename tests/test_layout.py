@@ -148,12 +148,11 @@ def test_plug_ins_import_the_profiling_contract_only() -> None:
 
 
 def test_the_public_names_are_complete_and_sorted() -> None:
-    public = [
-        name
-        for name, value in vars(gpsearch).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
-    ]
-    assert gpsearch.__all__ == sorted([*public, "__version__"], key=_constants_classes_functions)
+    public = [*gpsearch._HOMES, "UserError", "__version__"]
+    assert gpsearch.__all__ == sorted(public, key=_constants_classes_functions)
+    assert set(gpsearch.__all__) <= set(dir(gpsearch))
+    assert all(getattr(gpsearch, name) for name in gpsearch.__all__)
+    assert not hasattr(gpsearch, "no_such_name")
 
 
 def test_the_function_compact_hides_its_module_but_does_not_block_it() -> None:
@@ -170,8 +169,15 @@ def test_the_map_in_the_package_docstring_names_every_module_once() -> None:
     assert sorted(mapped) == sorted(set(rooms()) - {"__init__", "__main__"})
 
 
-def test_importing_gpsearch_is_light() -> None:
-    code = f"import gpsearch, sys; print([m for m in {HEAVY} if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import gpsearch", ("torch", "numpy", *HEAVY)),
+        ("import gpsearch.compact; gpsearch.compact.__code__  # the function", HEAVY),
+    ],
+)
+def test_imports_are_light(code: str, absent: tuple[str, ...]) -> None:
+    code += f"\nimport sys; print([m for m in {absent} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpsearch.testing import template
+from tests.commands import call
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = """
@@ -39,7 +40,7 @@ class ToyProfiler:
     api_version = API_VERSION
 
     def probe(self):
-        return DeviceFacts("toy", {"processor": "wood"})
+        return DeviceFacts("toy", {"processor": "wood"}, machine="toy")
 
     def load(self, model, example):
         return model
@@ -55,6 +56,7 @@ USE = """
 import json
 from torch import nn
 from gpsearch.profiling import devices, find, installed, measure
+from gpsearch.progress import devices_text
 
 reading = measure(find("toy"), nn.Identity(), ())
 print(json.dumps({
@@ -62,6 +64,7 @@ print(json.dumps({
     "latency_s": reading["latency_s"].value,
     "device": reading.device,
     "torn": str(devices()["torn"]),
+    "list": devices_text(),
 }))
 """
 
@@ -101,20 +104,9 @@ def test_a_profiler_installed_by_pip_is_listed_and_used(site: Path, tmp_path: Pa
     assert used["installed"].keys() >= {"cpu", "gpu"}
     assert used["device"] == "toy"
     assert used["latency_s"] == 0.001
+    assert "toy  (gpsearch-toy 1.2)" in used["list"]
     # Its broken sibling troubles only those who ask for it, and names its package.
     assert used["torn"].startswith("device 'torn' of package gpsearch-toy 1.2 cannot be imported")
-
-
-def test_a_search_runs_on_an_installed_profiler(site: Path, tmp_path: Path) -> None:
-    there = {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "TMPDIR": str(tmp_path)}
-    assert "toy  (gpsearch-toy 1.2)" in run("-m", "gpsearch", "devices", **there)
-
-    folder = tmp_path / "r"
-    task, space = "tests.toy:ToyTask", str(ROOT / "tests" / "toy.toml")
-    run("-m", "gpsearch", "run", "--device", "toy", "--task", task, "--space", space,
-        "--budget", "1", "--out", str(folder), **there)  # fmt: skip
-    assert json.loads((folder / "device.json").read_text())["name"] == "toy"
-    assert "0.001" in (folder / "trials.csv").read_text()
 
 
 BROKEN = """
@@ -222,7 +214,7 @@ def new(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_new_package_passes_the_kit_as_it_is_and_not_when_it_is_spoilt(
-    new: Path, tmp_path: Path
+    new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = {"PYTHONPATH": str(new / "site"), "TMPDIR": str(tmp_path)}
     report = json.loads(run("-m", "gpsearch", "plugin", "check", "demo", "--json", **there))
@@ -232,20 +224,28 @@ def test_a_new_package_passes_the_kit_as_it_is_and_not_when_it_is_spoilt(
     spoilt = tmp_path / "gpsearch_demo.py"
     sound = (new / "site" / "gpsearch_demo.py").read_text()
     spoilt.write_text(sound.replace('api_version = "1"', 'api_version = "2"'))
-    there["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{there['PYTHONPATH']}"
-    done = subprocess.run(
-        [sys.executable, "-m", "gpsearch", "plugin", "check", "demo"],
-        env={**os.environ, **there}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "FAIL  can_be_made: device 'demo' of package gpsearch-demo 0.1.0" in done.stdout
-    assert "speaks API version '2'" in done.stdout
+    monkeypatch.syspath_prepend(new / "site")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, _ = call("plugin", "check", "demo")
+    monkeypatch.delitem(sys.modules, "gpsearch_demo")
+    assert code == 1
+    assert "FAIL  can_be_made: device 'demo' of package gpsearch-demo 0.1.0" in out
+    assert "speaks API version '2'" in out
 
 
-def test_a_search_runs_on_an_installed_task(new: Path, tmp_path: Path) -> None:
-    there = {"PYTHONPATH": f"{new / 'site'}{os.pathsep}{ROOT}", "TMPDIR": str(tmp_path)}
+def test_a_new_package_passes_its_own_tests(new: Path, tmp_path: Path) -> None:
+    there = {"PYTHONPATH": str(new / "site"), "TMPDIR": str(tmp_path)}
     run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(new / "adding"), **there)
-    run("-m", "gpsearch", "run", "--task", "adding", "--space", str(ROOT / "tests" / "toy.toml"),
-        "--device", "tests.toy:ToyDevice", "--budget", "1", "--epochs", "2",
+
+
+def test_a_search_runs_on_an_installed_task_and_an_installed_profiler(
+    site: Path, new: Path, tmp_path: Path
+) -> None:
+    there = {"PYTHONPATH": f"{site}{os.pathsep}{new / 'site'}", "TMPDIR": str(tmp_path)}
+    run("-m", "gpsearch", "run", "--task", "adding", "--device", "toy",
+        "--space", str(ROOT / "tests" / "toy.toml"), "--budget", "1", "--epochs", "1",
         "--out", str(tmp_path / "r"), **there)  # fmt: skip
-    assert "missed" in (tmp_path / "r" / "trials.csv").read_text()
+    assert json.loads((tmp_path / "r" / "device.json").read_text())["name"] == "toy"
+    trials = (tmp_path / "r" / "trials.csv").read_text()
+    assert "missed" in trials
+    assert "0.001" in trials

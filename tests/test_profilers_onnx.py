@@ -97,7 +97,7 @@ def test_the_device_measures(tmp_path: Path) -> None:
         (torch.ones(100, 1, 3),),
         reference=layer,
         max_seconds=0.2,
-        host=Host(locks=tmp_path),
+        host=Host(locks=tmp_path, recovery_s=0.0),
     )
     assert 0 < reading["latency_ratio"].number < 1
 

@@ -24,7 +24,7 @@ def test_the_device_measures(tmp_path: Path) -> None:
         HLSTM(3, 4, gate_hidden=(2,)),
         (torch.ones(2, 1, 3),),
         max_seconds=0.2,
-        host=Host(locks=tmp_path),
+        host=Host(locks=tmp_path, recovery_s=0.0),
     )
     assert reading["latency_s"].number > 0
     assert reading.fingerprint["runtime"] == f"torch.export {torch.__version__}"

@@ -251,7 +251,7 @@ class Toy:
     api_version = API_VERSION
 
     def probe(self):
-        return DeviceFacts("toy", {"processor": "wood"})
+        return DeviceFacts("toy", {"processor": "wood"}, machine="toy")
 
     def load(self, model, example):
         return model

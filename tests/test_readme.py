@@ -13,7 +13,7 @@ import typer.main
 
 from gpsearch import find_device, measure
 from gpsearch.cli import app
-from gpsearch.profiling import DeviceProfiler
+from gpsearch.profiling import DeviceProfiler, Host
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,7 +42,10 @@ def test_the_device_of_the_readme_measures(tmp_path: Path) -> None:
     (tmp_path / "half.py").write_text(DEVICE, encoding="utf-8")
     device = find_device(f"{tmp_path / 'half.py'}:HalfProfiler")
     assert isinstance(device, DeviceProfiler)
-    reading = measure(device, torch.nn.Linear(8, 8), (torch.ones(1, 8),), max_seconds=0.5)
+    host = Host(locks=tmp_path, recovery_s=0.0)
+    reading = measure(
+        device, torch.nn.Linear(8, 8), (torch.ones(1, 8),), max_seconds=0.5, host=host
+    )
     latency_s = reading["latency_s"].value
     assert latency_s
     assert latency_s > 0

@@ -16,6 +16,7 @@ from gpsearch.report import Results
 from gpsearch.sampling import propose
 from gpsearch.settings import Settings
 from gpsearch.study import Study
+from tests.commands import call
 from tests.toy import ToyTask
 
 ROOT = Path(__file__).parents[1]
@@ -81,13 +82,10 @@ def test_the_front_is_measured_on_another_device_beside_the_first_results(study)
     assert results.front == [1]
 
 
-def command(study):
-    return [sys.executable, "-m", "gpsearch", "remeasure", str(study.folder)]
-
-
 def test_a_killed_remeasurement_goes_on_and_a_finished_one_is_kept(study):
     null = subprocess.DEVNULL
-    process = subprocess.Popen(command(study), cwd=ROOT, stdout=null, stderr=null)
+    command = [sys.executable, "-m", "gpsearch", "remeasure", str(study.folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=null, stderr=null)
     base = study.folder / "remeasured"
     while not (first := list(base.glob("*/trials/*/reading.json"))):
         assert process.poll() is None
@@ -96,13 +94,14 @@ def test_a_killed_remeasurement_goes_on_and_a_finished_one_is_kept(study):
     process.wait()
     stamp = first[0].stat().st_mtime_ns
 
-    done = subprocess.run(command(study), cwd=ROOT, capture_output=True, text=True, check=True)
+    code, out, err = call("remeasure", study.folder)
+    assert code == 0, err
     (folder,) = base.iterdir()
     assert first[0].stat().st_mtime_ns == stamp, "what was measured is not measured again"
-    assert len(done.stderr.splitlines()) == 1
+    assert len(err.splitlines()) == 1
     assert len(list(folder.glob("trials/*/reading.json"))) == 2
     assert Remeasured.read(folder).left == []
-    assert f"gpsearch compare {study.folder} {folder}" in done.stdout
+    assert f"gpsearch compare {study.folder} {folder}" in out
     assert Remeasured.begin(study).folder.name == f"{folder.name}-2"
 
 

@@ -1,13 +1,15 @@
+import contextlib
 import csv
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from gpsearch.profiling import Host, Quantity, measure
 from gpsearch.search import Search, StudyFailed, TimeUp
 from gpsearch.settings import Settings
 from gpsearch.study import Study
+from tests.commands import call
 from tests.toy import ToyDevice, ToyTask
 
 ROOT = Path(__file__).parents[1]
@@ -32,10 +35,11 @@ NOISE = ("train_s", "flags")
 
 
 class Silent:
-    """A listener that only remembers."""
+    """A listener that only remembers, and may end the search after some trials."""
 
-    def __init__(self):
+    def __init__(self, stop_after=1000):
         self.rows, self.finals, self.notes = [], {}, []
+        self.stop_after = stop_after
 
     def note(self, text):
         self.notes.append(text)
@@ -48,6 +52,8 @@ class Silent:
 
     def trial_ends(self, number, row):
         self.rows.append(row)
+        if len(self.rows) == self.stop_after:
+            raise KeyboardInterrupt
 
     def final_ends(self, number, row):
         self.finals[number] = row
@@ -57,8 +63,8 @@ def a_study(folder, **flags):
     return Study.create(folder, Settings.of({**TOY, "objectives": "error,flops", **flags}))
 
 
-def run(study):
-    listener = Silent()
+def run(study, **listening):
+    listener = Silent(**listening)
     Search(study, listener).run()
     return listener
 
@@ -66,7 +72,7 @@ def run(study):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One small study, run to its end."""
-    study = a_study(tmp_path_factory.mktemp("study") / "toy", budget=5)
+    study = a_study(tmp_path_factory.mktemp("study") / "toy", budget=4)
     return study, run(study)
 
 
@@ -74,8 +80,8 @@ def test_every_trial_is_trained_compacted_and_measured(finished):
     study, listener = finished
 
     assert listener.notes == ["two tones, made up"]
-    assert [row["trial"] for row in listener.rows] == [0, 1, 2, 3, 4]
-    assert [row["baseline"] for row in listener.rows] == ["dense_lstm", "pruned_lstm", "", "", ""]
+    assert [row["trial"] for row in listener.rows] == [0, 1, 2, 3]
+    assert [row["baseline"] for row in listener.rows] == ["dense_lstm", "pruned_lstm", "", ""]
     for row in listener.rows:
         assert row["state"] == "complete"
         assert 0 <= row["error"] <= 1
@@ -101,14 +107,14 @@ def test_the_front_is_measured_again_and_scored_on_the_test_split_once(finished)
     assert run(study).finals == {}
 
 
-def test_a_larger_budget_goes_on_where_the_study_ended(tmp_path):
-    study = a_study(tmp_path / "toy", budget=3)
-    first = run(study)
-    study.extend(4)
+def test_a_larger_budget_goes_on_where_the_study_ended(finished, tmp_path):
+    ended, first = finished
+    study = Study(shutil.copytree(ended.folder, tmp_path / "toy"))
+    study.extend(5)
 
-    assert [row["trial"] for row in run(study).rows] == [3]
-    assert [row["trial"] for row in study.rows()] == [0, 1, 2, 3]
-    assert study.rows()[:3] == first.rows
+    assert [row["trial"] for row in run(study).rows] == [4]
+    assert [row["trial"] for row in study.rows()] == [0, 1, 2, 3, 4]
+    assert study.rows()[:4] == first.rows
 
 
 def test_a_candidate_that_cannot_meet_a_constraint_is_gated_before_it_trains(tmp_path):
@@ -123,14 +129,14 @@ def test_a_candidate_that_cannot_meet_a_constraint_is_gated_before_it_trains(tmp
 
 
 def test_the_time_limit_stops_a_trial_that_then_goes_on(tmp_path):
-    study = a_study(tmp_path / "toy", budget=2, timeout="0.01s")
+    study = a_study(tmp_path / "toy", budget=1, timeout="0.01s")
     with pytest.raises(TimeUp):
         run(study)
     assert study.rows() == []
     assert (study.trial_folder(0) / "checkpoint.pt").exists()
 
     study.extend(None)
-    assert len(run(study).rows) == 2
+    assert len(run(study).rows) == 1
 
 
 class FailsOften(ToyTask):
@@ -178,8 +184,10 @@ def test_measured_energy_shares_no_front_with_estimates(tmp_path):
 
 
 def test_the_reference_is_compared_with_what_it_took_before(tmp_path):
-    study = a_study(tmp_path / "toy", device="tests.test_search:Tiring", budget=3)
-    rows = run(study).rows
+    study = a_study(tmp_path / "toy", device="tests.test_search:Tiring")
+    with pytest.raises(KeyboardInterrupt):
+        run(study, stop_after=3)
+    rows = study.rows()
     assert "against other readings" not in rows[0]["flags"]
     assert "the reference took +50% against other readings" in rows[2]["flags"]
 
@@ -196,14 +204,17 @@ class Tiring(ToyDevice):
 
 def test_trainings_wait_while_another_study_measures(tmp_path):
     study = a_study(tmp_path / "toy", budget=1)
-    trains = command(study.folder, "resume")
-    with Host().alone_on():
-        process = subprocess.Popen(trains, cwd=ROOT, stdout=subprocess.DEVNULL)
-        while not (study.trial_folder(0) / "proposal.json").exists():
-            time.sleep(0.05)
-        time.sleep(1)
-        assert not (study.trial_folder(0) / "history.csv").exists()
-    assert process.wait(60) == 0
+    with ThreadPoolExecutor(1) as pool:
+        with Host().alone_on():
+            work = pool.submit(run, study, stop_after=1)
+            while not (study.trial_folder(0) / "proposal.json").exists():
+                assert not work.done()
+                time.sleep(0.05)
+            time.sleep(1)
+            assert not (study.trial_folder(0) / "history.csv").exists()
+        with pytest.raises(KeyboardInterrupt):
+            work.result(60)
+    assert len(study.rows()) == 1
     assert (study.trial_folder(0) / "history.csv").exists()
 
 
@@ -219,57 +230,61 @@ def command(folder, *more):
 
 def values(folder):
     """Return trials.csv without seconds, and how busy the machine was."""
+    rows = rows_of(folder)
+    return [{k: v for k, v in row.items() if not k.startswith(NOISE)} for row in rows]
+
+
+def rows_of(folder):
     with (folder / "trials.csv").open() as file:
-        return [
-            {k: v for k, v in row.items() if not k.startswith(NOISE)}
-            for row in csv.DictReader(file)
-        ]
+        return list(csv.DictReader(file))
 
 
 def test_a_study_killed_at_random_moments_ends_like_an_undisturbed_one(tmp_path):
-    flags = ["run", *TOY_FLAGS, "--objectives", "error,flops,latency", "--budget", "9"]
-    null = subprocess.DEVNULL
-    quiet: dict[str, Any] = {"stdout": null, "stderr": null, "cwd": ROOT}
-    subprocess.run(command(tmp_path / "a", *flags, "--out"), check=True, **quiet)
+    flags = ["run", *TOY_FLAGS, "--objectives", "error,flops,latency", "--budget", "5", "--out"]
+    assert call(*flags, tmp_path / "a")[0] == 0
+    took_s = sum(float(row["train_s"]) for row in rows_of(tmp_path / "a"))
 
-    moments = random.Random(int(time.time()))
-    killed = command(tmp_path / "b", *flags, "--out")
-    for _ in range(3):
-        process = subprocess.Popen(killed, **quiet)
-        deadline = time.monotonic() + moments.uniform(4, 9)
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if (tmp_path / "b" / "config.toml").exists():
-            killed = command(tmp_path / "b", "resume")
-    subprocess.run(killed, check=True, **quiet)
+    moments = [random.uniform(0, 1 + took_s / 2) for _ in range(3)]
+    killed = command(tmp_path / "b", *flags)
+    for moment in moments:
+        with subprocess.Popen(killed, cwd=ROOT, stderr=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            assert b"note" in process.stderr.readline()  # it begins to work
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(moment)
+            process.kill()
+        killed = command(tmp_path / "b", "resume")
+    code, _, err = call("resume", tmp_path / "b")
 
-    assert len(values(tmp_path / "b")) == 9
-    assert values(tmp_path / "b") == values(tmp_path / "a")
+    assert code == 0, err
+    assert len(values(tmp_path / "b")) == 5
+    assert values(tmp_path / "b") == values(tmp_path / "a"), f"killed after {moments} s"
 
 
 def test_a_second_run_on_a_folder_is_refused(tmp_path):
     study = a_study(tmp_path / "toy", budget=2)
     with study.locked():
-        second = subprocess.run(
-            command(study.folder, "resume"), cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        code, _, err = call("resume", study.folder)
 
-    assert second.returncode == 2
-    assert "another gpsearch works on this study" in second.stderr
-    assert len(second.stderr.strip().splitlines()) == 1
+    assert code == 2
+    assert "another gpsearch works on this study" in err
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path):
-    flags = ["run", *TOY_FLAGS, "--out"]
-    process = subprocess.Popen(
-        command(tmp_path / "c", *flags), cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    process.stderr.readline()  # the first trial begins
-    os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    starts = command(tmp_path / "c", "run", *TOY_FLAGS, "--out")
+    # Tests in the background ignore Ctrl-C, and so would their children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(starts, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    with process:
+        assert process.stderr is not None
+        process.stderr.readline()  # the first trial begins
+        os.kill(process.pid, signal.SIGINT)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
 
     assert process.returncode == 130
     assert f"gpsearch resume {tmp_path / 'c'}" in err

@@ -31,6 +31,7 @@ from gpsearch.staircase import (
     take,
 )
 from gpsearch.study import Study
+from tests.commands import call
 from tests.toy import StepDevice, ToyDevice, ToyTask
 
 ROOT = Path(__file__).parents[1]
@@ -246,12 +247,15 @@ def test_a_study_keeps_its_widths_on_another_machine(
     assert drawn == {32, 64, 96, 128}
 
 
-def test_a_sweep_on_the_command_line_survives_a_kill(tmp_path: Path) -> None:
+def test_a_sweep_on_the_command_line_survives_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine.toml").write_text(SPACE)
-    command = [
-        sys.executable, "-m", "gpsearch", "profile", "--sweep", SWEEP, "--space", "mine.toml",
+    words = [
+        "profile", "--sweep", SWEEP, "--space", "mine.toml",
         "--device", f"{ROOT / 'tests' / 'toy.py'}:StepDevice", "--task", "tests.toy:ToyTask",
     ]  # fmt: skip
+    command = [sys.executable, "-m", "gpsearch", *words]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     null = subprocess.DEVNULL
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=null, stderr=null)
@@ -262,8 +266,8 @@ def test_a_sweep_on_the_command_line_survives_a_kill(tmp_path: Path) -> None:
     process.wait()
     kept = len(json.loads(stored[0].read_text())["steps"])
 
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
-    assert len(done.stderr.splitlines()) == 8 - kept
-    assert "right edges of hidden_size: 32, 64, 96, 128" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*words)
+    assert code == 0, err
+    assert len(err.splitlines()) == 8 - kept
+    assert "right edges of hidden_size: 32, 64, 96, 128" in out

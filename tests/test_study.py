@@ -57,6 +57,16 @@ def test_finished_trials_are_rows_and_open_in_optuna(tmp_path):
     assert loaded.metric_names == ["error", "flops_effective"]
 
 
+def test_the_storage_is_opened_once_and_shows_what_another_process_adds(tmp_path):
+    study = a_study(tmp_path / "s")
+    assert study.storage() is study.storage()
+    assert study.rows() == []
+    other = Study(study.folder)
+    for count in (1, 2):
+        add(other)
+        assert len(study.rows()) == count
+
+
 def test_constraints_reach_optuna(tmp_path):
     study = a_study(tmp_path / "s", constraint=("flops<=80",))
     add(study)

@@ -17,7 +17,7 @@ SMALL = Architecture(
     layers=1, hidden_size=48, gate_width=16, gate_direct=True, bidirectional=False, norm="none",
     dropout=0.0, embedding_size=32,
 )  # fmt: skip
-TRAINING = Training(epochs=12, batch_tokens=50, learning_rate=0.01)
+TRAINING = Training(epochs=10, batch_tokens=50, learning_rate=0.01)
 
 NAMES = ("Tom", "Maria", "Anna", "Paul")
 VERBS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,9 +68,7 @@ def run(
     ] = None,
 ) -> None:
     """Start a search."""
-    from gpsearch import tasks
     from gpsearch.settings import Settings
-    from gpsearch.study import Study
 
     flags = {
         "task": task, "space": space, "device": device, "budget": budget,
@@ -81,8 +80,13 @@ def run(
     rows |= {name: value for name, value in flags.items() if value is not None}
     if rows.get("data"):
         rows["data"] = str(Path(rows["data"]).resolve())
-    rows.setdefault("space", tasks.default_space(rows.get("task", Settings.task)))
     settings = Settings.of(rows)
+
+    from gpsearch import tasks  # torch takes seconds, which a mistake above need not wait for
+    from gpsearch.study import Study
+
+    if "space" not in rows:
+        settings = replace(settings, space=tasks.default_space(settings.task))
     words = "-".join((settings.task, Path(settings.space).stem, settings.device))
     default = RESULTS / re.sub(r"[^\w.-]+", "_", words)
     _work(Study.create(out or Path(folder or default), settings))
