@@ -106,6 +106,10 @@ class GpuProfiler:
         torch.cuda.synchronize(self._device())
         return time.perf_counter(), self._board().joules()
 
+    def read_power(self) -> float:
+        """Return W of the board: of this moment, or of the last second from Ampere on."""
+        return self._board().watts()
+
     def disturbances(self) -> list[str]:
         """Return who else computes on the board, and why it is slower than it could be."""
         try:
@@ -181,6 +185,17 @@ class Nvml:
                 f"NVML gives no total energy on this board: {error} (data centre and desktop "
                 "boards have it from Volta on, Jetson has not)"
             ) from error
+
+    def watts(self) -> float:
+        """Return what the board draws; it comes from another place than the energy.
+
+        Raises:
+            RuntimeError: The board does not tell.
+        """
+        try:
+            return float(self._library.nvmlDeviceGetPowerUsage(self._board)) / 1e3
+        except self._library.NVMLError as error:
+            raise RuntimeError(f"NVML gives no power of this board: {error}") from error
 
     def power_limit_w(self) -> float | None:
         """Return the power that the board keeps below, where it tells."""

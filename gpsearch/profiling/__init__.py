@@ -35,6 +35,7 @@ from gpsearch.profiling.device import (
     EnergyMeter,
     MemoryMeter,
     OutputReader,
+    PowerMeter,
     Watched,
     arrays_of,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "Host",
     "MemoryMeter",
     "OutputReader",
+    "PowerMeter",
     "Program",
     "Quantity",
     "Reading",
