@@ -177,7 +177,7 @@ def devices_text() -> str:
             continue
         lines.append(f"{name}  ({package})")
         for goal in ("latency", "energy"):
-            reason = facts.unavailable.get(OBJECTIVES[goal].column)
+            reason = facts.why_not(OBJECTIVES[goal].column)
             method = {"latency": facts.latency_method, "energy": facts.energy_method}[goal]
             lines.append(f"  {goal:8} {f'no: {reason}' if reason else f'yes, by {method}'}")
     return "\n".join(lines) + "\n"

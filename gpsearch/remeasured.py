@@ -138,7 +138,7 @@ def _facts(name: str, study: Study) -> DeviceFacts:
     with closing(profiling.find(name)) as device:
         facts = device.probe()
     for column in sorted({"latency_s", *study.settings.columns}):
-        if reason := facts.unavailable.get(column):
+        if reason := facts.why_not(column):
             raise UserError(f"device {name!r} cannot measure {column}: {reason}")
     return facts
 

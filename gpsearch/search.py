@@ -296,7 +296,7 @@ class Search:
 
     def _check_device(self) -> None:
         for column in sorted({"latency_s", *self.settings.columns}):
-            reason = self.facts.unavailable.get(column)
+            reason = self.facts.why_not(column)
             if reason and not (column == "energy_j" and self.settings.estimate_w):
                 raise UserError(f"device {self.facts.name!r} cannot measure {column}: {reason}")
 

@@ -1,4 +1,7 @@
-"""The processor this runs on: latency in a single thread, energy by RAPL, peak memory."""
+"""The processor this runs on: latency in a single thread, energy by RAPL, peak memory.
+
+On Jetson boards and Apple's chips, which have no RAPL, energy comes by Zeus: the extra `zeus`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from gpsearch.profiling import API_VERSION, DeviceFacts, arrays_of
-from gpsearch.profiling.rapl import Sources
+from gpsearch.profiling.rapl import Meter, Sources
+from gpsearch.profiling.zeus import Chip
 
 Handle = tuple[nn.Module, tuple[Tensor, ...]]
 
@@ -29,13 +34,21 @@ _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 class CpuProfiler:
-    """Runs models eagerly on the processor, in as many threads as asked for."""
+    """Runs models eagerly on the processor, in as many threads as asked for.
+
+    Args:
+        threads: Threads within an operation.
+        sources: Where RAPL's counters may be.
+        chip: What Zeus may know, where there are none.
+    """
 
     api_version = API_VERSION
 
-    def __init__(self, threads: int = 1, sources: Sources | None = None) -> None:
+    def __init__(
+        self, threads: int = 1, sources: Sources | None = None, chip: Chip | None = None
+    ) -> None:
         self.threads = threads
-        self._meter = (sources or Sources()).meter()
+        self._sources, self._chip = sources or Sources(), chip or Chip()
 
     def probe(self) -> DeviceFacts:
         """Name the processor and all that its speed depends on."""
@@ -45,7 +58,8 @@ class CpuProfiler:
         return replace(
             facts,
             energy_method=self._meter.method,
-            energy_scope="socket",
+            energy_scope=self._meter.scope,
+            energy_model=self._meter.model,
             energy_wrap_j=self._meter.wrap_j,
         )
 
@@ -61,7 +75,7 @@ class CpuProfiler:
             return [_seconds(handles[earlier], handles[index]) for earlier, index in pairs]
 
     def read_energy(self) -> tuple[float, float]:
-        """Return (clock in s, cumulative J) of all sockets together."""
+        """Return (clock in s, cumulative J) of the meter's scope, all sockets together."""
         if isinstance(self._meter, str):
             raise RuntimeError(self._meter)
         return time.perf_counter(), self._meter.joules()
@@ -80,6 +94,11 @@ class CpuProfiler:
 
     def close(self) -> None:
         """Nothing is held."""
+
+    @cached_property
+    def _meter(self) -> Meter | str:
+        """The way to energy, or why there is none; late, since Zeus may start a process for it."""
+        return self._chip.meter(otherwise=self._sources.meter())
 
 
 def _seconds(before: Handle, handle: Handle) -> float:

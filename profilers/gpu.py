@@ -1,8 +1,8 @@
-"""CUDA devices: latency by events, energy by NVML's counter, peak memory.
+"""CUDA and ROCm devices: latency by events, energy by the board's counter, peak memory.
 
-Needs `pip install gpsearch[gpu]` for energy, which NVIDIA counts from Volta on. ``--device gpu`` is
-the first visible device, ``gpu:1`` the second, ``gpu:GPU-5a3f...`` the one of this UUID. Clocks,
-power limits and modes stay as they are.
+Needs `pip install gpsearch[gpu]` for energy, which NVIDIA counts from Volta on; on a Jetson and on
+AMD's GPUs, `gpsearch[zeus]`. ``--device gpu`` is the first visible device, ``gpu:1`` the second,
+``gpu:GPU-5a3f...`` the one of this UUID. Clocks, power limits and modes stay as they are.
 
 The logic of `Nvml` is tested with a stand-in of NVIDIA's library that replays a board's counter;
 what needs CUDA itself (`GpuProfiler.load`, `run`, `peak_memory`) has tests marked `gpu` and has not
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from gpsearch.errors import UserError
 from gpsearch.profiling import API_VERSION, DeviceFacts, arrays_of
+from gpsearch.profiling.zeus import AmdBoard, Chip, SocMeter
 
 Handle = tuple[nn.Module, tuple[Tensor, ...]]
 
@@ -52,7 +53,7 @@ class GpuProfiler:
     def __init__(self, which: str = "", library: Any = None) -> None:
         self.which = which
         self._library = library
-        self._nvml: Nvml | None = None
+        self._source: Nvml | AmdBoard | SocMeter | None = None
 
     @classmethod
     def with_argument(cls, argument: str) -> GpuProfiler:
@@ -81,12 +82,16 @@ class GpuProfiler:
             f"cuda:{index}",
             # As with the CPU's caches, and as in use: what the other model left is there.
             latency_method="cuda events, synchronised, L2 not flushed",
-            energy_method="nvml.total_energy",
-            energy_scope="board",
         )
         try:
             self.read_energy()
-            return replace(facts, power_limit_w=self._board().power_limit_w())
+            board = self._board()
+            return replace(
+                facts,
+                energy_method=board.method,
+                energy_scope=board.scope,
+                power_limit_w=board.power_limit_w(),
+            )
         except (ImportError, RuntimeError) as error:
             return replace(facts, unavailable={"energy_j": str(error)})
 
@@ -102,9 +107,13 @@ class GpuProfiler:
             return [_seconds(*handles[index]) for index in schedule]
 
     def read_energy(self) -> tuple[float, float]:
-        """Return (clock in s, cumulative J) of the board."""
+        """Return (clock in s, cumulative J) of the counter's scope."""
         torch.cuda.synchronize(self._device())
         return time.perf_counter(), self._board().joules()
+
+    def read_power(self) -> float:
+        """Return W of the board: of this moment, or of the last second from Ampere on."""
+        return self._board().watts()
 
     def disturbances(self) -> list[str]:
         """Return who else computes on the board, and why it is slower than it could be."""
@@ -133,10 +142,10 @@ class GpuProfiler:
             return arrays_of(model(*example))
 
     def close(self) -> None:
-        """Let go of NVML."""
-        if self._nvml:
-            self._nvml.close()
-        self._nvml = None
+        """Let go of the board."""
+        if self._source:
+            self._source.close()
+        self._source = None
 
     def _device(self) -> torch.device:
         index, reason = _index(self.which)
@@ -144,11 +153,18 @@ class GpuProfiler:
             raise RuntimeError(reason)
         return torch.device("cuda", index)
 
-    def _board(self) -> Nvml:
-        if self._nvml is None:
-            uuid = str(torch.cuda.get_device_properties(self._device()).uuid)
-            self._nvml = Nvml(self._library or _pynvml(), f"GPU-{uuid}")
-        return self._nvml
+    def _board(self) -> Nvml | AmdBoard | SocMeter:
+        if self._source is None:
+            self._source = self._found(self._device())
+        return self._source
+
+    def _found(self, device: torch.device) -> Nvml | AmdBoard | SocMeter:
+        if torch.version.hip:
+            return AmdBoard(device.index, torch.cuda.device_count())
+        if (chip := Chip()).jetson:  # NVML opens there, and then answers nothing
+            return chip.source("gpu")
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        return Nvml(self._library or _pynvml(), f"GPU-{uuid}")
 
 
 class Nvml:
@@ -161,6 +177,8 @@ class Nvml:
     Raises:
         RuntimeError: The energy counter cannot be used; the message says why.
     """
+
+    method, scope = "nvml.total_energy", "board"
 
     def __init__(self, library: Any, uuid: str) -> None:
         self._library = library
@@ -181,6 +199,17 @@ class Nvml:
                 f"NVML gives no total energy on this board: {error} (data centre and desktop "
                 "boards have it from Volta on, Jetson has not)"
             ) from error
+
+    def watts(self) -> float:
+        """Return what the board draws; it comes from another place than the energy.
+
+        Raises:
+            RuntimeError: The board does not tell.
+        """
+        try:
+            return float(self._library.nvmlDeviceGetPowerUsage(self._board)) / 1e3
+        except self._library.NVMLError as error:
+            raise RuntimeError(f"NVML gives no power of this board: {error}") from error
 
     def power_limit_w(self) -> float | None:
         """Return the power that the board keeps below, where it tells."""
@@ -272,7 +301,7 @@ def _fingerprint(index: int) -> dict[str, str]:
         "processor": board.name,
         "uuid": str(board.uuid),
         "compute capability": f"{board.major}.{board.minor}",
-        "cuda": str(torch.version.cuda),
+        "cuda": str(torch.version.cuda or f"hip {torch.version.hip}"),
         "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
         "system": f"{platform.system()} {platform.release()}",
         "torch": torch.__version__,

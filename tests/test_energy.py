@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpsearch.profiling import DeviceFacts, Reading, measure
-from gpsearch.profiling.energy import Work, counter_period_s, measure_energy
+from gpsearch.profiling.energy import SENSED, Work, counter_period_s, measure_energy
 from gpsearch.profiling.rapl import Rapl
 from tests.fakes import FakeDevice, FakeModel
 
@@ -92,6 +92,18 @@ class Silent(FakeDevice):
         return self.clock_s, 0.0
 
 
+class Nothing(FakeDevice):
+    def read_energy(self) -> tuple[float, float]:
+        return self.clock_s, None  # type: ignore[return-value]
+
+
+class Stale(FakeDevice):
+    """The counter is renewed every quarter of a minute."""
+
+    def __init__(self) -> None:
+        super().__init__(tick_s=15.0)
+
+
 class Freezing(FakeDevice):
     def read_energy(self) -> tuple[float, float]:
         return self.clock_s, min(self.shown_j, 500.0)
@@ -124,6 +136,49 @@ class Unplugged(FakeDevice):
         if self.clock_s > 12:
             raise OSError("the meter is gone")
         return super().read_energy()
+
+
+class Sensed(FakeDevice):
+    """A sensor tells the power besides: rightly, while the counter counts ``counted`` of it.
+
+    Args:
+        at_work, idle: What the counter counts of each joule.
+    """
+
+    def __init__(self, at_work: float = 1.0, idle: float = 1.0) -> None:
+        super().__init__()
+        self.at_work, self.idle, self.watts, self.asked = at_work, idle, self.idle_w, 0
+
+    def read_power(self) -> float:
+        self.asked += 1
+        return self.watts
+
+    def _pass(self, seconds: float, joules: float) -> None:
+        self.watts = joules / seconds
+        super()._pass(seconds, joules * (self.idle if self.watts == 10 else self.at_work))
+
+
+class CountingHalf(Sensed):
+    """187 J where the power readings add up to 327 J, as somebody saw."""
+
+    def __init__(self) -> None:
+        super().__init__(at_work=187 / 327)
+
+
+class CountingTenfold(Sensed):
+    def __init__(self) -> None:
+        super().__init__(at_work=10.0)
+
+
+class NoSensor(Sensed):
+    """The sensor has no answer: nothing is known against the counter."""
+
+    answer: float | Exception | None = None
+
+    def read_power(self) -> float:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer  # type: ignore[return-value]
 
 
 class LosingWhenPolled(FakeDevice):
@@ -217,6 +272,8 @@ class WarmingUp(FakeDevice):
 
 FAULTS: dict[str, tuple[type[FakeDevice], str]] = {
     "a zero for a counter that is not there": (Silent, "the counter stood still for 2 s"),
+    "none for a counter that is not there": (Nothing, "the counter reads None J"),
+    "a counter that is renewed too seldom": (Stale, "the counter stood still for 2 s"),
     "a counter that freezes": (Freezing, "the counter stood still for 2 s"),
     "negative energy": (Falling, "the counter fell from"),
     "a counter that starts again from 0": (StartedAgain, "the counter fell from"),
@@ -226,6 +283,14 @@ FAULTS: dict[str, tuple[type[FakeDevice], str]] = {
     "more power than there can be": (OverItsLimit, "250 W is above the device's limit of 200 W"),
     "other processes on the board": (Shared, r"1 other process\(es\) on the board .* twice"),
     "throttling": (Throttled, r"it is too hot.*\(tried twice\)"),
+    "a counter below the power readings": (
+        CountingHalf,
+        "at work, the counter says 143 W and the power sensor 250 W: one of them is wrong",
+    ),
+    "a counter above the power readings": (
+        CountingTenfold,
+        r"the counter says 2.5e\+03 W and the power sensor 250 W: one of them is wrong",
+    ),
     "windows that disagree": (Restless, r"5 windows disagree by ±\d+\.\d%, at most ±5%"),
 }
 
@@ -250,6 +315,34 @@ RIGHT: dict[str, type[FakeDevice]] = {
 @pytest.mark.parametrize("fault", RIGHT)
 def test_a_fault_that_can_be_undone_leaves_the_right_value(tmp_path: Path, fault: str) -> None:
     assert read(RIGHT[fault](), tmp_path)["energy_j"].value == pytest.approx(JOULES, rel=0.02)
+
+
+def test_a_sensor_that_agrees_changes_nothing_and_is_left_alone_in_the_windows_that_count(
+    tmp_path: Path,
+) -> None:
+    device = Sensed()
+    reading = read(device, tmp_path)
+    assert reading["energy_j"].value == pytest.approx(JOULES, rel=0.01)
+    assert reading["energy_net_j"].value == pytest.approx(0.48, rel=0.01)
+    assert reading.flags == []
+    assert device.asked == 1 + 2 * SENSED  # at first, in one window at work, and in one idle
+
+
+@pytest.mark.parametrize("answer", [None, 0.0, -5.0, math.nan, RuntimeError("Not Supported")])
+def test_a_sensor_without_an_answer_says_nothing_against_the_counter(
+    tmp_path: Path, answer: float | Exception | None
+) -> None:
+    device = NoSensor()
+    device.answer = answer
+    assert read(device, tmp_path)["energy_j"].value == pytest.approx(JOULES, rel=0.01)
+
+
+def test_a_counter_that_is_wrong_when_idle_has_gross_energy_only_and_a_flag(tmp_path: Path) -> None:
+    reading = read(Sensed(idle=187 / 327), tmp_path)
+    assert reading["energy_j"].value == pytest.approx(JOULES, rel=0.01)
+    why_not = "idle, the counter says 5.72 W and the power sensor 10 W"
+    assert reading["energy_net_j"].reason == reading["power_idle_w"].reason == why_not
+    assert reading.flags == [why_not]
 
 
 def test_a_counter_that_wraps_around_within_a_window_leaves_the_right_value(tmp_path: Path) -> None:
@@ -279,6 +372,40 @@ def test_other_processes_are_flagged_on_the_latency_too(tmp_path: Path) -> None:
     ]
 
 
+def test_a_machine_that_is_busy_during_the_energy_reading_is_flagged(tmp_path: Path) -> None:
+    class Crowded(FakeDevice):
+        """Tasks wait for a processor from the first reading of the counter on."""
+
+        def read_energy(self) -> tuple[float, float]:
+            pressure.write_text(f"some avg10=0.00 total={round(self.clock_s * 1e6)}\n")
+            return super().read_energy()
+
+    pressure = tmp_path / "pressure" / "cpu"
+    pressure.parent.mkdir()
+    pressure.write_text("some avg10=0.00 total=0\n")
+    device = Crowded()
+    host = replace(device.host(tmp_path), proc=tmp_path)
+    reading = measure(device, FakeModel(0.002, JOULES), (), energy=True, host=host)
+    (flag,) = reading.flags
+    assert flag.startswith("over the energy reading, tasks waited for a processor")
+
+
+def test_joules_of_a_model_are_estimated_with_the_reason_and_an_interval(tmp_path: Path) -> None:
+    class Modelled(FakeDevice):
+        def probe(self) -> DeviceFacts:
+            return replace(super().probe(), energy_model="the vendor's model, not a sensor")
+
+    facts, reading = Modelled().probe(), read(Modelled(), tmp_path)
+    for name in ("energy_j", "energy_net_j", "power_avg_w", "power_idle_w"):
+        assert reading[name].kind == "estimated"
+        assert reading[name].reason == "the vendor's model, not a sensor"
+    assert reading["energy_j"].value == pytest.approx(JOULES, rel=0.01)
+    assert str(facts.why_not("energy_j")).startswith("the vendor's model, not a sensor; ")
+    assert facts.why_not("latency_s") is None
+    unplugged = replace(facts, unavailable={"energy_j": "unplugged"})
+    assert unplugged.why_not("energy_j") == "unplugged"
+
+
 def test_a_device_that_knows_of_no_counter_says_why(tmp_path: Path) -> None:
     device = FakeDevice(unavailable={"energy_j": "a virtual machine"})
     assert read(device, tmp_path)["energy_j"].reason == "a virtual machine"
@@ -287,8 +414,11 @@ def test_a_device_that_knows_of_no_counter_says_why(tmp_path: Path) -> None:
 class Scripted:
     """A counter that shows these joules, one after the other, and then the last for ever."""
 
-    def __init__(self, joules: list[float]) -> None:
-        self.joules, self.clock_s = joules, 0.0
+    def __init__(self, joules: list[float], watts: float) -> None:
+        self.joules, self.watts, self.clock_s = joules, watts, 0.0
+
+    def read_power(self) -> float:
+        return self.watts
 
     def read(self) -> tuple[float, float]:
         shown = self.joules.pop(0) if len(self.joules) > 1 else self.joules[0]
@@ -301,13 +431,16 @@ class Scripted:
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), min_size=1, max_size=30)
-    | st.lists(st.floats(0, 1e3), min_size=30, max_size=200).map(sorted)
+    | st.lists(st.floats(0, 1e3), min_size=30, max_size=200).map(sorted),
+    st.floats(-10, 1e4) | st.just(math.nan),
 )
-def test_whatever_a_counter_shows_no_energy_is_zero_or_negative_or_nan(joules: list[float]) -> None:
-    meter = Scripted(joules)
+def test_whatever_is_shown_no_energy_is_zero_or_negative_or_nan(
+    joules: list[float], watts: float
+) -> None:
+    meter = Scripted(joules, watts)
     work = Work(lambda steps: meter.sleep(steps * 0.1), 0.1)
     facts = DeviceFacts("odd", {}, energy_method="counter")
-    found, _ = measure_energy(meter.read, work, facts, meter.sleep, 0)
+    found, _ = measure_energy(meter.read, work, facts, meter.sleep, 0, read_power=meter.read_power)
     for quantity in found.values():
         assert quantity.value is None or 0 < quantity.value < math.inf
         assert quantity.reason or quantity.kind == "measured"

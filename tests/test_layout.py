@@ -60,6 +60,7 @@ SEEN_THROUGH = {
     "profiling.energy": "test_energy",
     "profiling.host": "test_host",
     "profiling.rapl": "test_rapl",
+    "profiling.zeus": "test_zeus",
     "space": "test_space",
     "exporting.agent": "test_agent",
     "exporting.onnx": "test_profilers_onnx",

@@ -25,10 +25,11 @@ class Process:
 
 
 class Library:
-    """NVIDIA's library, as far as it is used, for one board called GPU-1.
+    """NVIDIA's library, as far as it is used, for one board called GPU-1 among others.
 
     Args:
         millijoules: What the board has drawn; None where it does not count.
+        milliwatts: What it draws; None where it does not tell.
         mig, limit_mw, slowed: What it answers; None where the board does not support the question.
         pids: Of the processes that compute there.
     """
@@ -42,12 +43,14 @@ class Library:
         self,
         millijoules: int | None = 0,
         *,
+        milliwatts: int | None = None,
         mig: int | None = 0,
         limit_mw: int | None = 300_000,
         slowed: int | None = 0,
         pids: Sequence[int] = (),
     ) -> None:
-        self.millijoules, self.mig, self.limit_mw = millijoules, mig, limit_mw
+        self.millijoules, self.milliwatts = millijoules, milliwatts
+        self.mig, self.limit_mw = mig, limit_mw
         self.slowed, self.pids, self.is_open = slowed, list(pids), False
 
     def nvmlInit(self) -> None:
@@ -66,6 +69,9 @@ class Library:
 
     def nvmlDeviceGetTotalEnergyConsumption(self, board: str) -> int:
         return self._answer(self.millijoules)
+
+    def nvmlDeviceGetPowerUsage(self, board: str) -> int:
+        return self._answer(self.milliwatts)
 
     def nvmlDeviceGetEnforcedPowerLimit(self, board: str) -> int:
         return self._answer(self.limit_mw)
@@ -99,11 +105,19 @@ STEPS_S = (0.1003, 0.0996, 0.1001, 0.1000, 0.0994, 0.1007, 0.0999)
 
 
 class Replayed(FakeDevice):
-    """A board whose counter steps as `STEPS_S` tells and sees the last moment of each step only."""
+    """A board whose counter steps as `STEPS_S` tells and sees the last moment of each step only.
 
-    def __init__(self, library: Library | None = None, factor: float = 1.0) -> None:
+    Args:
+        library: What it answers otherwise.
+        factor: How much of the energy its counter counts.
+        sensed: How much of the power its sensor shows.
+    """
+
+    def __init__(
+        self, library: Library | None = None, factor: float = 1.0, sensed: float = 1.0
+    ) -> None:
         super().__init__(idle_w=62.0)
-        self.library = library or Library(pids=[os.getpid()])
+        self.sensed, self.library = sensed, library or Library(pids=[os.getpid()])
         self.nvml = Nvml(self.library, "GPU-1")
         self.factor, self.next_s, self.shown_j = factor, STEPS_S[0], 123_456.789
 
@@ -115,11 +129,16 @@ class Replayed(FakeDevice):
         self.library.millijoules = round(self.shown_j * 1e3)
         return self.clock_s, self.nvml.joules()
 
+    def read_power(self) -> float:
+        watts: float = self.nvml.watts()
+        return watts
+
     def disturbances(self) -> list[str]:
         found: list[str] = self.nvml.disturbances(ours=True)
         return found
 
     def _pass(self, seconds: float, joules: float) -> None:
+        self.library.milliwatts = round(self.sensed * 1e3 * joules / seconds)
         end_s = self.clock_s + seconds
         while self.next_s <= end_s:
             self.shown_j += self.factor * STEPS_S[self.ticks % 7] * joules / seconds
@@ -147,6 +166,14 @@ def test_a_boards_energy_is_read_from_its_steps(tmp_path: Path) -> None:
         (lambda: Replayed(factor=2), "500 W is above the device's limit of 300 W"),
         (lambda: Replayed(factor=0), "the counter stood still for 2 s"),
         (lambda: Replayed(factor=-1), "the counter fell from"),
+        (
+            lambda: Replayed(factor=0.6),
+            "at work, the counter says 150 W and the power sensor 250 W",
+        ),
+        (
+            lambda: Replayed(sensed=0.5),
+            "at work, the counter says 250 W and the power sensor 125 W",
+        ),
         (lambda: Replayed(Library(pids=[os.getpid(), 7])), r"1 other process\(es\) .*\(of 7\)"),
         (lambda: Replayed(Library(pids=[6, 7])), r"1 other process\(es\) on the board"),
         (lambda: Replayed(Library(slowed=0x20)), "it is too hot"),
@@ -184,6 +211,25 @@ def test_nvmls_millijoules_become_joules(mig: int | None) -> None:
     assert nvml.power_limit_w() == 300
     nvml.close()
     assert not library.is_open
+
+
+def test_a_boards_power_is_read_in_watts_or_said_to_be_unknown() -> None:
+    assert Nvml(Library(milliwatts=61_500), "GPU-1").watts() == 61.5
+    with pytest.raises(RuntimeError, match="no power of this board: Not Supported"):
+        Nvml(Library(milliwatts=None), "GPU-1").watts()
+
+
+def test_of_eight_boards_only_one_is_counted() -> None:
+    class Eight(Library):
+        """Board n has drawn n kJ; only its UUID tells it from the others."""
+
+        def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+            return uuid
+
+        def nvmlDeviceGetTotalEnergyConsumption(self, board: str) -> int:
+            return 1_000_000 * int(board.removeprefix("GPU-"))
+
+    assert [Nvml(Eight(), f"GPU-{n}").joules() for n in range(8)] == [1e3 * n for n in range(8)]
 
 
 def test_a_board_without_a_limit_has_none() -> None:

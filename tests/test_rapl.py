@@ -212,6 +212,14 @@ def test_a_counter_that_makes_no_sense_is_not_used(tmp_path: Path, file: str, co
     assert "RAPL cannot be read" in str(sources(tmp_path).meter())
 
 
+def test_a_counter_whose_range_cannot_be_read_is_not_used(tmp_path: Path) -> None:
+    surround(tmp_path)
+    span = zone(tmp_path / "powercap", "0", "package-0", 0) / "max_energy_range_uj"
+    span.unlink()
+    span.symlink_to(span)  # a loop, which root cannot read either
+    assert "RAPL cannot be read" in str(sources(tmp_path).meter())
+
+
 def test_a_processor_list_with_ranges_is_understood(tmp_path: Path) -> None:
     events = Counts(dict.fromkeys(range(8), 1))
     power = PerfPower(power_unit(tmp_path, cpus="0-2,7"), events)

@@ -160,6 +160,15 @@ def test_energy_without_a_counter_is_refused_at_the_start(tmp_path):
         Search(study, Silent())
 
 
+def test_energy_of_a_model_is_refused_at_the_start_and_estimates_asked_for_are_not(tmp_path):
+    flags = {"objectives": "error,energy", "device": "tests.toy:ModelDevice"}
+    with pytest.raises(
+        UserError, match="cannot measure energy_j: the vendor's model; `gpsearch pr"
+    ):
+        Search(a_study(tmp_path / "modelled", **flags), Silent())
+    Search(a_study(tmp_path / "estimated", estimate_energy=15.0, **flags), Silent())
+
+
 def test_energy_without_a_counter_is_estimated_on_request_and_marked(tmp_path):
     study = a_study(tmp_path / "toy", objectives="error,energy", budget=1, estimate_energy=15.0)
     (row,) = run(study).rows

@@ -98,6 +98,16 @@ class ToyDevice:
         pass
 
 
+class ModelDevice(ToyDevice):
+    """A device whose energy counter is fed by a model of it."""
+
+    def probe(self) -> DeviceFacts:
+        return DeviceFacts("model", {}, energy_model="the vendor's model", machine="toy")
+
+    def read_energy(self) -> tuple[float, float]:
+        raise AssertionError("not to be read")
+
+
 class StepDevice(ToyDevice):
     """A device whose kernels take 32 units at a time: latency rises in steps of a layer's width."""
 

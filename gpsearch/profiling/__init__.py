@@ -12,6 +12,7 @@ A profiler imports this module and nothing else of the engine.
     latency     the order of the calls, and when to stop
     energy      windows on a cumulative counter
     rapl        the counters of Intel's and AMD's processors, for profilers to share
+    zeus        likewise what Zeus reads of Jetson boards, Apple's chips and AMD's GPUs
     host        the measuring machine: its load, and who may use it when
     measuring   `measure`: one model on one device, as one `Reading`
 
@@ -35,6 +36,7 @@ from gpsearch.profiling.device import (
     EnergyMeter,
     MemoryMeter,
     OutputReader,
+    PowerMeter,
     Watched,
     arrays_of,
 )
@@ -53,6 +55,7 @@ __all__ = [
     "Host",
     "MemoryMeter",
     "OutputReader",
+    "PowerMeter",
     "Program",
     "Quantity",
     "Reading",

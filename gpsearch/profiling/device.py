@@ -41,7 +41,10 @@ class DeviceFacts:
     energy_method: str = ""
     """The counter behind `EnergyMeter.read_energy`."""
     energy_scope: str = ""
-    """What that counter covers: "device", "socket", "board"."""
+    """What that counter covers: "device", "socket", "board", "cores"."""
+    energy_model: str = ""
+    """If that counter is fed by a model of the device and not by a sensor: whose. Its joules are
+    then "estimated", with this as the reason, and share no front with measured ones."""
     energy_wrap_j: float | None = None
     """Where that counter starts again from 0, undone by `EnergyMeter.read_energy`; None if never.
     An unseen second wrap would go unnoticed, so windows end well before."""
@@ -54,6 +57,12 @@ class DeviceFacts:
     tolerance: float = 1e-4
     """How far outputs may lie from those of torch on the processor in 32 bits, as a share of the
     largest; a device that computes in 16 bits, or in 8, says more."""
+
+    def why_not(self, name: str) -> str | None:
+        """Return why one of `CAPABILITIES` cannot be measured, and so be an objective; or None."""
+        if name == "energy_j" and self.energy_model and name not in self.unavailable:
+            return f"{self.energy_model}; `gpsearch profile` shows it, marked as estimated"
+        return self.unavailable.get(name)
 
     @property
     def here(self) -> bool:
@@ -98,6 +107,14 @@ class EnergyMeter(Protocol):
 
         Work that was started and is not finished is waited for first.
         """
+
+
+@runtime_checkable
+class PowerMeter(Protocol):
+    """What an `EnergyMeter` has besides, where a sensor tells the power: a second opinion."""
+
+    def read_power(self) -> float:
+        """Return W, of this moment or the last second; RuntimeError where it fails."""
 
 
 @runtime_checkable

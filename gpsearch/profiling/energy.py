@@ -8,7 +8,9 @@ a quarter of each period only.
 
 Whatever cannot be right is refused, with its reason: a counter that falls, stands still, says
 more than the board can draw or may have wrapped around unseen; windows that disagree; a device
-that others use too. Never 0, never a guess.
+that others use too. Where a sensor tells the power besides, one window more at work, and the last
+one idle, are held against it: whichever of the two is wrong, the energy is not known. Never 0,
+never a guess.
 
 Source: facts on NVML from Yang et al., "Accurate and convenient energy measurements for GPUs"
 (SC'24, arXiv 2312.02741); aligning to steps from Haehnel et al. (2012).
@@ -21,10 +23,11 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from gpsearch.profiling.device import DeviceFacts
 from gpsearch.profiling.intervals import mean_of_five, quantile
-from gpsearch.profiling.quantity import Quantity
+from gpsearch.profiling.quantity import Kind, Quantity
 
 WINDOWS = 5
 PERIODS_A_WINDOW = 50
@@ -39,10 +42,16 @@ OVER_LIMIT = 1.10
 """Boards overshoot their power limit a little, and counters are right to about 5 %."""
 MOST_W = 1000.0
 """More than any counter's socket draws: how soon a counter can wrap around."""
+SENSED = 20
+"""Readings of the power sensor in a window that is held against the counter."""
+DISAGREEMENT = 0.25
+"""How far apart their mean powers may be, as a fraction of the larger: faulty counters were seen at
+0.4 and beyond, sound ones within the 10 % that boards are right to."""
 _POLL_S = 0.001
 _POLLS_A_PERIOD = 50
 
 ReadEnergy = Callable[[], tuple[float, float]]
+ReadPower = Callable[[], float]
 
 
 class CounterError(RuntimeError):
@@ -66,11 +75,22 @@ class Window:
     seconds: float
     joules: float
     steps: int
+    sensor_w: float | None = None
+    """Mean power by a sensor, where there is one."""
 
     @property
     def watts(self) -> float:
-        """Mean power."""
+        """Mean power by the counter."""
         return self.joules / self.seconds
+
+    @property
+    def contradiction(self) -> str:
+        """How counter and sensor disagree; "" if they do not."""
+        if self.sensor_w is None:
+            return ""
+        apart = abs(self.watts - self.sensor_w) / max(self.watts, self.sensor_w)
+        said = f"the counter says {self.watts:.3g} W and the power sensor {self.sensor_w:.3g} W"
+        return said if apart > DISAGREEMENT else ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +106,11 @@ class Windows:
     def idle_w(self) -> float:
         """Mean power without work, from before and after it."""
         return (self.before.watts + self.after.watts) / 2
+
+    @property
+    def idle_fault(self) -> str:
+        """Why that is not known; "" if it is."""
+        return f"idle, {self.after.contradiction}" if self.after.contradiction else ""
 
     @property
     def gross_j(self) -> list[float]:
@@ -111,6 +136,7 @@ def measure_energy(
     sleep: Callable[[float], None],
     seed: int,
     disturbances: Callable[[], Sequence[str]] = lambda: (),
+    read_power: ReadPower | None = None,
 ) -> tuple[dict[str, Quantity], list[str]]:
     """Return energy per inference, gross and net, and power; and what casts doubt on them.
 
@@ -123,10 +149,12 @@ def measure_energy(
         sleep: Leaves the device idle for so many seconds.
         seed: Of the short random delays that keep windows out of step with periodic noise.
         disturbances: Says who else uses the device at this moment, or what slows it down.
+        read_power: The power sensor, in W, where there is one besides the counter.
     """
     rng = random.Random(seed)
+    sensor = read_power if read_power and _watts(read_power) else None
     try:
-        windows = _trusted(read, inference, facts, sleep, rng, disturbances)
+        windows = _Scene(read, inference, facts, sleep, rng, disturbances, sensor).trusted()
     except (OSError, RuntimeError, ValueError) as error:
         reason = f"{facts.energy_method or 'energy counter'}: {error}"
         return unavailable(reason), []
@@ -139,71 +167,79 @@ def unavailable(reason: str) -> dict[str, Quantity]:
 
 
 def _quantities(windows: Windows, facts: DeviceFacts) -> dict[str, Quantity]:
-    method, scope = facts.energy_method, facts.energy_scope
+    method, scope, model = facts.energy_method, facts.energy_scope, facts.energy_model
 
-    def measured(unit: str, value: float, ci95: tuple[float, float] | None, n: int) -> Quantity:
-        return Quantity(value, unit, "measured", ci95, n, method, scope)
+    def read(unit: str, value: float, ci95: tuple[float, float] | None, n: int) -> Quantity:
+        kind: Kind = "estimated" if model else "measured"
+        return Quantity(value, unit, kind, ci95, n, method, scope, model or None)
 
     net, interval = mean_of_five(windows.net_j)
-    idle = f"it drew {windows.idle_w:.3g} W idle, and no more at work"
+    why_not = windows.idle_fault
+    if not why_not and net <= 0:
+        why_not = f"it drew {windows.idle_w:.3g} W idle, and no more at work"
+    unknown = windows.idle_fault
     return {
-        "energy_j": measured("J", *mean_of_five(windows.gross_j), WINDOWS),
+        "energy_j": read("J", *mean_of_five(windows.gross_j), WINDOWS),
         "energy_net_j": (
-            measured("J", net, interval, WINDOWS) if net > 0 else Quantity.unavailable("J", idle)
+            Quantity.unavailable("J", why_not) if why_not else read("J", net, interval, WINDOWS)
         ),
-        "power_avg_w": measured("W", *mean_of_five([one.watts for one in windows.busy]), WINDOWS),
-        "power_idle_w": measured("W", windows.idle_w, None, 2),
-        "energy_period_s": measured("s", windows.period_s, None, 5),
+        "power_avg_w": read("W", *mean_of_five([one.watts for one in windows.busy]), WINDOWS),
+        "power_idle_w": (
+            Quantity.unavailable("W", unknown) if unknown else read("W", windows.idle_w, None, 2)
+        ),
+        "energy_period_s": Quantity(windows.period_s, "s", "measured", None, 5, method, scope),
     }
 
 
-def _trusted(
-    read: ReadEnergy,
-    inference: Work,
-    facts: DeviceFacts,
-    sleep: Callable[[float], None],
-    rng: random.Random,
-    disturbances: Callable[[], Sequence[str]],
-) -> Windows:
-    """Return windows that agree, at the second attempt if not at the first.
+@dataclass(frozen=True)
+class _Scene:
+    """The arguments of `measure_energy`, and a power sensor that has answered."""
 
-    Raises:
-        CounterError: The counter is broken, or the device is disturbed both times.
-    """
-    fault: str | None = None
-    for _ in range(2):
-        others = list(disturbances())
-        windows = _windows(read, inference, facts, sleep, rng)
-        others += [one for one in disturbances() if one not in others]
-        fault = "; ".join(others)
-        if windows.spread > SPREAD:
-            wide = f"±{windows.spread:.1%}, at most ±{SPREAD:.0%} is accepted"
-            fault = "; ".join([*others, f"{WINDOWS} windows disagree by {wide}"])
-        if not fault:
-            return windows
-    raise CounterError(f"{fault} (tried twice); measure again when the device is free")
+    read: ReadEnergy
+    inference: Work
+    facts: DeviceFacts
+    sleep: Callable[[float], None]
+    rng: random.Random
+    disturbances: Callable[[], Sequence[str]]
+    sensor: ReadPower | None
 
+    def trusted(self) -> Windows:
+        """Return windows that agree, at the second attempt if not at the first.
 
-def _windows(
-    read: ReadEnergy,
-    inference: Work,
-    facts: DeviceFacts,
-    sleep: Callable[[float], None],
-    rng: random.Random,
-) -> Windows:
-    """Measure idle, at work and idle again."""
-    idle = Work(lambda steps: sleep(steps * _POLL_S), _POLL_S)
-    period_s = counter_period_s(read, idle)
-    window_s = min(LONGEST_WINDOW_S, max(SHORTEST_WINDOW_S, PERIODS_A_WINDOW * period_s))
-    poll_s = max(_POLL_S, period_s / _POLLS_A_PERIOD)
-    before = window(read, idle, window_s, poll_s)
-    window(read, inference, window_s, poll_s)  # brings the device to its steady power
-    busy = []
-    for _ in range(WINDOWS):
-        sleep(rng.uniform(0, period_s))
-        busy.append(_plausible(window(read, inference, window_s, poll_s), facts))
-    sleep(window_s)  # cools down
-    return Windows(period_s, before, busy, window(read, idle, window_s, poll_s))
+        Raises:
+            CounterError: The counter is broken, or the device is disturbed both times.
+        """
+        fault: str | None = None
+        for _ in range(2):
+            others = list(self.disturbances())
+            windows = self._windows()
+            others += [one for one in self.disturbances() if one not in others]
+            fault = "; ".join(others)
+            if windows.spread > SPREAD:
+                wide = f"±{windows.spread:.1%}, at most ±{SPREAD:.0%} is accepted"
+                fault = "; ".join([*others, f"{WINDOWS} windows disagree by {wide}"])
+            if not fault:
+                return windows
+        raise CounterError(f"{fault} (tried twice); measure again when the device is free")
+
+    def _windows(self) -> Windows:
+        """Measure idle, at work and idle again."""
+        read, inference, sleep = self.read, self.inference, self.sleep
+        idle = Work(lambda steps: sleep(steps * _POLL_S), _POLL_S)
+        period_s = counter_period_s(read, idle)
+        window_s = min(LONGEST_WINDOW_S, max(SHORTEST_WINDOW_S, PERIODS_A_WINDOW * period_s))
+        poll_s = max(_POLL_S, period_s / _POLLS_A_PERIOD)
+        before = window(read, idle, window_s, poll_s)
+        window(read, inference, window_s, poll_s)  # brings the device to its steady power
+        busy = []
+        for _ in range(WINDOWS):
+            sleep(self.rng.uniform(0, period_s))
+            busy.append(_plausible(window(read, inference, window_s, poll_s), self.facts))
+        if self.sensor:  # in a window of its own, since its readings keep the device waiting
+            _agreeing(window(read, inference, window_s, poll_s, self.sensor))
+        sleep(window_s)  # cools down
+        after = window(read, idle, window_s, poll_s, self.sensor)
+        return Windows(period_s, before, busy, after)
 
 
 def counter_period_s(read: ReadEnergy, idle: Work) -> float:
@@ -212,7 +248,13 @@ def counter_period_s(read: ReadEnergy, idle: Work) -> float:
     return quantile([b - a for a, b in pairwise(steps_at)])
 
 
-def window(read: ReadEnergy, work: Work, seconds: float, poll_s: float) -> Window:
+def window(
+    read: ReadEnergy,
+    work: Work,
+    seconds: float,
+    poll_s: float,
+    sensor: ReadPower | None = None,
+) -> Window:
     """Do ``work`` for about ``seconds`` between two steps of the counter.
 
     Raises:
@@ -220,13 +262,35 @@ def window(read: ReadEnergy, work: Work, seconds: float, poll_s: float) -> Windo
     """
     start_s, start_j, _ = _at_step(read, work, poll_s)
     steps = math.ceil(seconds / work.step_s)
-    work.do(steps)
+    sensor_w = _sensed(work, steps, sensor)
     end_s, end_j, more = _at_step(read, work, poll_s)
     if end_j <= start_j:
         raise CounterError(f"the counter fell from {start_j:.6g} J to {end_j:.6g} J")
     if end_s <= start_s:
         raise CounterError(f"the counter's clock went from {start_s:.6g} s to {end_s:.6g} s")
-    return Window(end_s - start_s, end_j - start_j, steps + more)
+    return Window(end_s - start_s, end_j - start_j, steps + more, sensor_w)
+
+
+def _sensed(work: Work, steps: int, sensor: ReadPower | None) -> float | None:
+    """Do the work; return the mean of power readings spread over it, if none of them failed."""
+    if sensor is None:
+        work.do(steps)
+        return None
+    readings, parts = list[float | None](), min(steps, SENSED)
+    for part in range(parts):
+        work.do(steps * (part + 1) // parts - steps * part // parts)
+        readings.append(_watts(sensor))
+    known = [watts for watts in readings if watts is not None]
+    return sum(known) / parts if len(known) == parts else None
+
+
+def _watts(sensor: ReadPower) -> float | None:
+    """Return what the sensor says; None if that is no power."""
+    try:
+        watts = float(sensor())
+    except (OSError, RuntimeError, TypeError, ValueError):
+        return None
+    return watts if 0 < watts < math.inf else None
 
 
 def _at_step(read: ReadEnergy, work: Work, poll_s: float) -> tuple[float, float, int]:
@@ -244,11 +308,15 @@ def _at_step(read: ReadEnergy, work: Work, poll_s: float) -> tuple[float, float,
     raise CounterError(f"the counter stood still for {FROZEN_S:g} s")
 
 
-def _finite(reading: tuple[float, float]) -> tuple[float, float]:
+def _finite(reading: Any) -> tuple[float, float]:
+    """Return what a stranger's counter says, or refuse what is no pair of numbers."""
     clock_s, joules = reading
-    if not math.isfinite(clock_s) or not math.isfinite(joules):
-        raise CounterError(f"the counter reads {joules} J at {clock_s} s")
-    return clock_s, joules
+    try:
+        if math.isfinite(clock_s) and math.isfinite(joules):
+            return clock_s, joules
+    except TypeError:  # such as None
+        pass
+    raise CounterError(f"the counter reads {joules} J at {clock_s} s")
 
 
 def _plausible(seen: Window, facts: DeviceFacts) -> Window:
@@ -264,8 +332,15 @@ def _plausible(seen: Window, facts: DeviceFacts) -> Window:
     return seen
 
 
+def _agreeing(seen: Window) -> None:
+    """Refuse what counter and power sensor disagree on."""
+    if seen.contradiction:
+        raise CounterError(f"at work, {seen.contradiction}: one of them is wrong")
+
+
 def _doubts(windows: Windows) -> list[str]:
+    doubts = [windows.idle_fault] if windows.idle_fault else []
     drift = windows.after.watts / windows.before.watts - 1
     if abs(drift) > IDLE_DRIFT:
-        return [f"idle power changed by {drift:+.0%} over the energy reading"]
-    return []
+        doubts += [f"idle power changed by {drift:+.0%} over the energy reading"]
+    return doubts

@@ -15,10 +15,11 @@ from gpsearch.profiling.device import (
     DeviceProfiler,
     EnergyMeter,
     MemoryMeter,
+    PowerMeter,
     Watched,
 )
 from gpsearch.profiling.energy import Work, measure_energy, unavailable
-from gpsearch.profiling.host import HERE, Host
+from gpsearch.profiling.host import HERE, Host, Load
 from gpsearch.profiling.intervals import quantile
 from gpsearch.profiling.quantity import Quantity
 
@@ -174,16 +175,27 @@ class _Stage:
         why_not = facts.unavailable.get("energy_j")
         if why_not is None and isinstance(device, EnergyMeter):
             inference = Work(lambda n: latency.timed(device, [handle], [0] * n), call_s)
-            sleep, read = self.host.sleep, device.read_energy
-            return measure_energy(read, inference, facts, sleep, self.seed, self._disturbances)
+            before = self.host.load()
+            found, doubts = measure_energy(
+                device.read_energy,
+                inference,
+                facts,
+                self.host.sleep,
+                self.seed,
+                self._disturbances,
+                device.read_power if isinstance(device, PowerMeter) else None,
+            )
+            return found, doubts + [f"over the energy reading, {one}" for one in self._here(before)]
         return unavailable(why_not or f"the profiler of {facts.name!r} reads no energy counter"), []
 
     def _attempt(self, precision: float, max_seconds: float) -> tuple[latency.Timing, list[str]]:
         before = self.host.load()
         timing = latency.time_calls(self.device, self.handles, precision, max_seconds)
-        # What runs elsewhere does not suffer from this machine's load.
-        here = self.host.load().since(before) if self.facts.machine == HERE else []
-        return timing, here + self._disturbances()
+        return timing, self._here(before) + self._disturbances()
+
+    def _here(self, before: Load) -> list[str]:
+        """Return what was wrong here since; what runs elsewhere does not suffer from that."""
+        return self.host.load().since(before) if self.facts.machine == HERE else []
 
     def _disturbances(self) -> list[str]:
         return list(self.device.disturbances()) if isinstance(self.device, Watched) else []

@@ -40,21 +40,29 @@ _UDEV = (
 
 @runtime_checkable
 class Meter(Protocol):
-    """One way to the counters of all sockets."""
+    """One way to the energy of a processor, all sockets together."""
 
     @property
     def method(self) -> str:
         """Such as "rapl:package-0+package-1"."""
 
     @property
+    def scope(self) -> str:
+        """What is counted, as in `DeviceFacts.energy_scope`."""
+
+    @property
+    def model(self) -> str:
+        """Whose model it is, if no sensor's, as in `DeviceFacts.energy_model`."""
+
+    @property
     def wrap_j(self) -> float | None:
         """Where a counter starts again from 0; None if never."""
 
     def joules(self) -> float:
-        """Return cumulative J of all sockets, never falling.
+        """Return cumulative J, never falling.
 
         Raises:
-            OSError: It cannot be read.
+            OSError, RuntimeError: It cannot be read.
             ValueError: What is there is no number.
         """
 
@@ -70,6 +78,8 @@ class Rapl:
         OSError: They cannot be read.
         ValueError: What is there is no number.
     """
+
+    scope, model = "socket", ""
 
     def __init__(self, root: Path) -> None:
         zones = sorted(root.glob("intel-rapl:*"))
@@ -159,7 +169,7 @@ class PerfPower:
         ValueError: What is there is no number.
     """
 
-    wrap_j = None
+    scope, model, wrap_j = "socket", "", None
 
     def __init__(self, unit: Path, events: PerfEvents) -> None:
         self._events, self._files = events, list[int]()
