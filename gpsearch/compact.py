@@ -66,12 +66,10 @@ def compact(model: nn.Module, *, here: bool = True) -> nn.Module:
         UserError: A ``compaction_chain`` names no submodule.
     """
     small = copy.deepcopy(model).eval()
-    _simplify(_families(small))
-    for module in small.modules():
-        if isinstance(module, HLSTM | HLSTMCell):
-            _drop_dead_path(module)
-    units = _families(small)
-    _simplify(units)
+    gated = [module for module in small.modules() if isinstance(module, HLSTM | HLSTMCell)]
+    _simplify(units := _families(small))
+    while any([*map(_drop_dead_path, gated)]):  # less is read now, so another path may be dead
+        _simplify(units := _families(small))
     _shrink(units)
     return choose(small) if here else small
 
@@ -213,16 +211,17 @@ def _update_sizes(module: nn.Module) -> None:
         module.gate_hidden = tuple(weight.shape[1] for weight in weights)
 
 
-def _drop_dead_path(module: HLSTM | HLSTMCell) -> None:
+def _drop_dead_path(module: HLSTM | HLSTMCell) -> bool:
     """Leave only the direct path where the hidden one adds nothing to any gate."""
     if not (module.gate_direct and module.gate_hidden):
-        return
+        return False
     last = f"weight_gate{len(module.gate_hidden)}"
     if any(Place(module, last + end).tensor.any() for end in ends(module)):
-        return
+        return False
     for name in [name for name, _ in module.named_parameters() if "gate" in name]:
         delattr(module, name)
     module.gate_hidden, module.gate_direct, module.gate_norm = (), False, False
+    return True
 
 
 # What feeds what

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -385,6 +385,12 @@ def check(model: nn.Module, x: Tensor) -> Any:
             "activation": st.sampled_from(["leaky_relu", "tanh", "gelu"]),
         },
     ),
+)
+@example(  # one path's end is another's
+    seed=199200,
+    dead=0.8,
+    depth=1,
+    options={"bidirectional": True, "gate_direct": True, "gate_norm": True},
 )
 def test_chains_stay_equal_under_random_masks(seed, dead, depth, options):
     torch.manual_seed(seed)
