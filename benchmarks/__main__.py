@@ -14,6 +14,7 @@ COMMANDS = {
     "accuracy": "what dense, narrow, pruned and grown networks reach on AN4",
     "deployed": "word errors and latency of deployed speech networks, 8-bit LSTMs among them",
     "masks": "what masks cost a training step",
+    "stability": "latency ratios beside other work: how much they vary",
 }
 
 
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> int:
     name = arguments[0] if arguments else ""
     if name not in COMMANDS:
         print("python -m benchmarks NAME [--help]\n")
-        print("\n".join(f"  {command:10}{about}" for command, about in COMMANDS.items()))
+        print("\n".join(f"  {command:11}{about}" for command, about in COMMANDS.items()))
         return 0 if name in ("-h", "--help") else 2
     try:
         import_module(f"benchmarks.{name}").main(arguments[1:])

@@ -94,11 +94,16 @@ def save(
     out: Path, name: str, text: str, rows: Sequence[Row], draw: Callable[[Figure], None]
 ) -> None:
     """Print the text, and write ``name``.txt, .csv and .png into a folder."""
+    write_text(out / f"{name}.csv", csv_text(rows))
+    save_text(out, name, text, draw)
+
+
+def save_text(out: Path, name: str, text: str, draw: Callable[[Figure], None]) -> None:
+    """Print the text, and write ``name``.txt and .png beside the rows that are there."""
     from matplotlib.figure import Figure
 
     print(text)
     write_text(out / f"{name}.txt", text + "\n")
-    write_text(out / f"{name}.csv", csv_text(rows))
     figure = Figure(layout="constrained")
     draw(figure)
     write_atomically(out / f"{name}.png", lambda path: figure.savefig(path, dpi=110, format="png"))

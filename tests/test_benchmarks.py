@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import decode, others, train, trial
+from benchmarks import decode, others, stability, train, trial
 from benchmarks.__main__ import COMMANDS, main
 from benchmarks.interleaved import Ratio, Timings, interleave
 from benchmarks.layers import thinned
@@ -290,6 +290,32 @@ def test_the_parts_of_a_real_trial(tmp_path):
     assert {*trial.TRAINING, "batching", "evaluation", "checkpoint", "measuring"} <= set(parts)
     assert 0 < sum(parts.values()) <= found["wall_s"]
     assert found["metrics"]["wer"] > 0
+
+
+# Stability
+
+STABLE = [
+    {"what": what, "competitors": str(count), "ratio": str(ratio), "latency_ms": "2.0"}
+    for what, ratios in {"pair": (1.30, 1.34), "same": (0.99, 1.03)}.items()
+    for count, ratio in enumerate(ratios)
+]
+
+
+def test_stability_is_told_by_its_readings():
+    told = stability.table(STABLE)
+
+    assert "pair   all         2  1.3200 (1.3000 to 1.3400)        2.14%" in told
+    assert told.endswith("same: 1 of 2 within 1 +- 2%")
+
+
+def test_readings_are_drawn_and_described_without_measuring(tmp_path, capsys):
+    for row in STABLE:
+        stability.append(tmp_path / "stability.csv", row)
+
+    main(["stability", "--table", "--out", str(tmp_path)])
+
+    assert "CV of ratio" in (tmp_path / "stability.txt").read_text()
+    assert (tmp_path / "stability.png").stat().st_size > 1000
 
 
 # The door
