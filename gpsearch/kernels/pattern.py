@@ -44,15 +44,6 @@ class Pattern(NamedTuple):
         """Return the awake weights."""
         return weight.reshape(-1).index_select(0, self.places)
 
-    def spread(self, values: Float[Tensor, " awake"]) -> Float[Tensor, "rows columns"]:
-        """Return the matrix with these values where it is awake, and zeros elsewhere."""
-        return (
-            values.new_zeros(self.shape)
-            .view(-1)
-            .index_copy_(0, self.places, values)
-            .view(self.shape)
-        )
-
 
 class Patterns(NamedTuple):
     """The patterns of one direction's `gpsearch.kernels.gates.Gates`."""

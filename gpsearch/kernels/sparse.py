@@ -62,7 +62,7 @@ class _Sparse(torch.autograd.Function):
         ]
         ctx.native = native
         each_in_threads(_Loop.forward, [(loop,) for loops in ctx.loops for loop in loops])
-        return _joined(ctx.loops, "h"), _joined(ctx.loops, "c")
+        return _states(ctx.loops, "h"), _states(ctx.loops, "c")
 
     @staticmethod
     @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
@@ -83,10 +83,11 @@ class _Sparse(torch.autograd.Function):
             for name in ("d_h", "d_c")
         )  # fmt: skip
         d_xs = [
-            torch.cat([_batch_major(loop.d_x, loop.batch) for loop in loops], 1)
-            if loops[0].d_x is not None else None
-            for loops in ctx.loops
-        ]  # fmt: skip
+            _joined([loop.d_x for loop in loops], [loop.batch for loop in loops])
+            if wanted
+            else None
+            for loops, wanted in zip(ctx.loops, ctx.needs_input_grad[6:], strict=False)
+        ]
         d_weights = [one for loops in ctx.loops for one in _sums([one.grads for one in loops])]
         return None, None, None, None, d_h, d_c, *d_xs, *d_weights
 
@@ -261,38 +262,42 @@ class _Loop:
         """Return the gradients of ih, hh, bias, and the dense layers' weights and biases."""
         gates, own, d_z = self.gates, self.patterns, self.d_pre[0]
         grads: list[Tensor | None] = [
-            self._sampled(own.ih, d_z, self.x),
-            self._sampled(own.hh, d_z, self.h[:-1]),
+            self._sample(own.ih, d_z, self.x, d_z.new_empty(gates.ih.shape)),
+            self._sample(own.hh, d_z, self.h[:-1], d_z.new_empty(gates.hh.shape)),
             None if gates.bias is None else d_z.sum((0, 2)),
         ]
         outs = [*self.d_pre[1:], self.d_gate][: len(gates.dense)]
         for dense, patterns, d_out, post in zip(
             gates.dense, own.dense, outs, self.post, strict=True
         ):
-            gate_pairs = zip(patterns, d_out.chunk(4, 1), post.chunk(4, 1), strict=True)
-            grads.append(torch.stack([self._sampled(*one) for one in gate_pairs]))
+            weight = d_out.new_empty(dense.weight.shape)
+            four = zip(patterns, d_out.chunk(4, 1), post.chunk(4, 1), weight, strict=True)
+            for pattern, d, x, grad in four:
+                self._sample(pattern, d, x, grad)
+            grads.append(weight)
             grads.append(None if dense.bias is None else d_out.sum((0, 2)).view(4, -1))
         return grads
 
-    def _sampled(
+    def _sample(
         self,
         pattern: Pattern,
         d: Float[Tensor, "time rows lane"],
         x: Float[Tensor, "time columns lane"],
-    ) -> Float[Tensor, "rows columns"]:
-        grad = d.new_empty(len(pattern.places))
-        record = _map(pattern, grad, flip=False)
+        grad: Float[Tensor, "rows columns"],
+    ) -> Tensor:
+        """Fill ``grad`` with the gradient of the awake weights, and zeros."""
+        record = _map(pattern, None, flip=False)
         self.native.sampled(
             ctypes.addressof(record), x.shape[1], len(x), self.lanes,
             d.data_ptr(), d.stride(0), x.data_ptr(), x.stride(0), grad.data_ptr(),
         )  # fmt: skip
-        return pattern.spread(grad)
+        return grad
 
 
-def _map(pattern: Pattern, values: Tensor, *, flip: bool) -> _CSparse:
+def _map(pattern: Pattern, values: Tensor | None, *, flip: bool) -> _CSparse:
     """Return the map (or its transpose, whose values come in its own order) for C."""
     start, column = (pattern.start_t, pattern.column_t) if flip else (pattern.start, pattern.column)
-    return _CSparse(pattern.shape[flip], *(one.data_ptr() for one in (start, column, values)))
+    return _CSparse(pattern.shape[flip], start.data_ptr(), column.data_ptr(), address(values))
 
 
 def _array(kind: Any, records: Sequence[ctypes.Structure]) -> Any:
@@ -303,21 +308,34 @@ def _feature_major(
     x: Float[Tensor, "time batch width"], lanes: int
 ) -> Float[Tensor, "time width lane"]:
     """Return a copy with the batch last, filled up with zeros."""
-    copy = x.new_zeros(len(x), x.shape[2], lanes)
-    copy[..., : x.shape[1]] = x.mT
+    steps, batch, width = x.shape
+    copy = x.new_empty(steps, width, lanes)
+    copy[..., :batch] = x.mT
+    copy[..., batch:] = 0
     return copy
 
 
-def _batch_major(
-    x: Float[Tensor, "time width lane"], batch: int
+def _joined(
+    arrays: Sequence[Float[Tensor, "time width _lane"]],
+    batches: Sequence[int],
+    out: Float[Tensor, "time batch width"] | None = None,
 ) -> Float[Tensor, "time batch width"]:
-    return x[..., :batch].mT
+    """Return the sequences of all parts, batch-major."""
+    if out is None:
+        steps, width, _ = arrays[0].shape
+        out = arrays[0].new_empty(steps, sum(batches), width)
+    for array, place in zip(arrays, torch.split(out, list(batches), 1), strict=True):
+        place.copy_(array[..., : place.shape[1]].mT)
+    return out
 
 
-def _joined(loops: list[list[_Loop]], name: str) -> Tensor:
-    """Return h or c of all directions and sequences: [dir, time, batch, hidden]."""
-    parts = [[_batch_major(getattr(one, name)[1:], one.batch) for one in own] for own in loops]
-    return torch.stack([torch.cat(own, 1) for own in parts])
+def _states(loops: Sequence[Sequence[_Loop]], name: str) -> Float[Tensor, "dir time batch hidden"]:
+    """Return h or c after every step."""
+    first, batches = loops[0][0].h, [loop.batch for loop in loops[0]]
+    states = first.new_empty(len(loops), len(first) - 1, sum(batches), first.shape[1])
+    for own, out in zip(loops, states, strict=True):
+        _joined([getattr(loop, name)[1:] for loop in own], batches, out)
+    return states
 
 
 def _sums(lists: list[list[Tensor | None]]) -> list[Tensor | None]:

@@ -182,22 +182,29 @@ void NAME(backward_sparse)(const SparseRecurrence *r)
     }
 }
 
+typedef float vf4 __attribute__((vector_size(16)));
+
+/* By halves: one lane after the other would take VW times as long. */
 INLINE float sum_of_lanes(vf x)
 {
-    float total = 0;
-    for (int i = 0; i < VW; i++) total += x[i];
-    return total;
+    union { vf whole; vf4 part[VW / 4]; } sums = {x};
+#pragma GCC unroll 4
+    for (int count = VW / 8; count; count /= 2)
+#pragma GCC unroll 4
+        for (int i = 0; i < count; i++) sums.part[i] += sums.part[i + count];
+    const vf4 four = sums.part[0];
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-/* grad[e] = sum over steps and lanes of d[t, row of e] * x[t, column of e], for awake weights only.
-   A few steps at a time, so that what they hold of x stays in the second cache. */
+/* grad = sums over steps and lanes of d[t, row] * x[t, column] where the map is awake, zero elsewhere.
+   As many steps at a time as leave what they hold of x in the second cache. */
 void NAME(sampled)(
     const Sparse *map, int64_t columns, int64_t steps, int64_t lanes, const float *d,
     int64_t d_step, const float *x, int64_t x_step, float *grad)
 {
-    enum { SIDE_BY_SIDE = 4, CACHED = 1 << 15 };
+    enum { SIDE_BY_SIDE = 4, CACHED = 1 << 18 };
     const int64_t fitting = CACHED / (columns * lanes), block = fitting > 1 ? fitting : 1;
-    memset(grad, 0, (size_t)map->start[map->rows] * sizeof(float));
+    memset(grad, 0, (size_t)(map->rows * columns) * sizeof(float));
     for (int64_t t = 0; t < steps; t += block) {
         const int64_t end = t + block < steps ? t + block : steps;
         for (int64_t row = 0; row < map->rows; row++)
@@ -217,7 +224,7 @@ void NAME(sampled)(
                     }
                 }
                 for (int i = 0; i < SIDE_BY_SIDE && i < left; i++)
-                    grad[e + i] += sum_of_lanes(sums[i]);
+                    grad[row * columns + map->column[e + i]] += sum_of_lanes(sums[i]);
             }
     }
 }
