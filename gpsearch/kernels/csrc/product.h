@@ -6,7 +6,7 @@
 
 #define PANEL (2 * VW)
 #define TILE (VW == 16 ? 12 : 6)
-#define AHEAD 8 /* rows of a panel; past its end the hint is harmless */
+#define ROWS_AHEAD 8 /* rows of a panel; past its end the hint is harmless */
 
 INLINE int64_t panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 
@@ -67,8 +67,8 @@ INLINE void tile(
     }
     for (int64_t k = 0; k < by->inner; k++) {
         const vf left = load(panel + k * PANEL), right = load(panel + k * PANEL + VW);
-        __builtin_prefetch(panel + (k + AHEAD) * PANEL);
-        __builtin_prefetch(panel + (k + AHEAD) * PANEL + VW);
+        __builtin_prefetch(panel + (k + ROWS_AHEAD) * PANEL);
+        __builtin_prefetch(panel + (k + ROWS_AHEAD) * PANEL + VW);
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
             const vf one = splat(a[i * a_row + k * a_place]);

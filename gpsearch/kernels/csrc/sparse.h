@@ -202,7 +202,7 @@ void NAME(sampled)(
     const Sparse *map, int64_t columns, int64_t steps, int64_t lanes, const float *d,
     int64_t d_step, const float *x, int64_t x_step, float *grad)
 {
-    enum { SIDE_BY_SIDE = 4, CACHED = 1 << 18 };
+    enum { SIDE_BY_SIDE = 4, CACHED = 1 << 16 };
     const int64_t fitting = CACHED / (columns * lanes), block = fitting > 1 ? fitting : 1;
     memset(grad, 0, (size_t)(map->rows * columns) * sizeof(float));
     for (int64_t t = 0; t < steps; t += block) {
