@@ -72,20 +72,20 @@ class HLSTMCell(Gated):
     def forward(self, input: Tensor, hx: State | None = None, gates: Gates | None = None) -> State:
         """Return the next ``(h, c)``; ``gates`` is what the method of that name gave."""
         _check_input(input, self.input_size, (1, 2))
-        x = input if input.dim() == 2 else input.unsqueeze(0)
         if hx is None:
-            zeros = x.new_zeros(len(x), self.hidden_size)
-            h, c = zeros, zeros
-        else:
-            h, c = (s if input.dim() == 2 else s.unsqueeze(0) for s in hx)
-        h, c = self._step(x, h, c, gates)
-        return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
+            zeros = input.new_zeros(*input.shape[:-1], self.hidden_size)
+            hx = zeros, zeros
+        if input.dim() == 2:
+            return self._step(input, *hx, gates)
+        h, c = self._step(input.unsqueeze(0), hx[0].unsqueeze(0), hx[1].unsqueeze(0), gates)
+        return h.squeeze(0), c.squeeze(0)
 
     def _step(self, x: Tensor, h: Tensor, c: Tensor, gates: Gates | None) -> State:
-        if decoder := self._decoder(len(x), x, h, c):
+        batch = x.shape[0]  # len(x) takes three times as long, at every step
+        if decoder := self._decoder(batch, x, h, c):
             return decoder.step(x, h, c)
         if gates is None:
-            gates = self.gates(len(x))
+            gates = self.gates(batch)
         if gates is not None:
             hs, cs = recurrence([x[None]], h[None], c[None], [gates])
             return hs[0, 0], cs[0, 0]
@@ -364,12 +364,13 @@ def _density(*masks: Tensor) -> float:
 
 
 def _check_input(input: Tensor, size: int, dims: tuple[int, int]) -> None:
-    if input.dim() not in dims:
+    shape = input.shape
+    if len(shape) not in dims:
         raise UserError(
-            f"the input has {input.dim()} dimensions; it should have {dims[0]} or {dims[1]}"
+            f"the input has {len(shape)} dimensions; it should have {dims[0]} or {dims[1]}"
         )
-    if input.shape[-1] != size:
-        raise UserError(f"the input has {input.shape[-1]} features; input_size is {size}")
+    if shape[-1] != size:
+        raise UserError(f"the input has {shape[-1]} features; input_size is {size}")
 
 
 def _checked_lengths(lengths: Tensor | None, steps: int, batch: int) -> Tensor | None:
