@@ -113,8 +113,10 @@ def test_a_space_without_rows_cannot_be_reproduced(tmp_path: Path) -> None:
 def test_the_rows_of_a_built_in_space_are_the_paper_s(name: str) -> None:
     rows = Space.read(name).rows
     if rows:
-        assert list(rows) == [
+        assert list(rows)[:7] == [
             "dense_lstm", "dense_hlstm", "narrow_hlstm", "gp_lstm", "pruned_hlstm",
             "gp_hlstm_compact", "gp_hlstm_accurate",
         ]  # fmt: skip
+        # Where a vocabulary has most of the weights, one row prunes that, too.
+        assert set(list(rows)[7:]) <= {"gp_hlstm_smallest"}
         assert all(Space.read(name).row_candidates().values())
