@@ -50,7 +50,7 @@ class Progress:
     def trial_begins(self, number: int, proposal: Proposal) -> None:
         """Say what is tried."""
         baseline = f"baseline {proposal.baseline}: " if proposal.baseline else ""
-        self.what = f"trial {number + 1}/{self.study.settings.budget}"
+        self.what = f"trial {number} ({number + 1} of {self.study.settings.budget})"
         self._line(f"{self.what}  {baseline}{proposal.candidate.in_short()}")
 
     def epoch_ends(self, number: int, epoch: Epoch, epochs: int) -> None:

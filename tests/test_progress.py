@@ -24,12 +24,12 @@ def test_a_log_file_reads_well(tmp_path, capsys):
     progress.trial_ends(1, {"state": "failed", "reason": "the loss is nan"})
 
     assert capsys.readouterr().err.splitlines() == [
-        "trial 1/3  baseline dense_lstm: H-LSTM 2x128, gates 1x64, dense",
-        "trial 1/3  epoch 3/10  prune  density 0.250  loss 3.500  dev error 12.50%  4.0 s  "
+        "trial 0 (1 of 3)  baseline dense_lstm: H-LSTM 2x128, gates 1x64, dense",
+        "trial 0 (1 of 3)  epoch 3/10  prune  density 0.250  loss 3.500  dev error 12.50%  4.0 s  "
         "(prune 0.500 to 0.250)  trial 0:28 left",
-        "trial 1/3  complete  error 12.5 %  latency 2 ms  flops 5 MFLOP",
-        "trial 2/3  H-LSTM 2x128, gates 1x64, dense",
-        "trial 2/3  failed  the loss is nan",
+        "trial 0 (1 of 3)  complete  error 12.5 %  latency 2 ms  flops 5 MFLOP",
+        "trial 1 (2 of 3)  H-LSTM 2x128, gates 1x64, dense",
+        "trial 1 (2 of 3)  failed  the loss is nan",
     ]
     assert renewed == [1, 1]
 
