@@ -82,12 +82,7 @@ class _Sparse(torch.autograd.Function):
                          for loops in ctx.loops])
             for name in ("d_h", "d_c")
         )  # fmt: skip
-        d_xs = [
-            _joined([loop.d_x for loop in loops], [loop.batch for loop in loops])
-            if wanted
-            else None
-            for loops, wanted in zip(ctx.loops, ctx.needs_input_grad[6:], strict=False)
-        ]
+        d_xs = [_input_gradient(loops) for loops in ctx.loops]
         d_weights = [one for loops in ctx.loops for one in _sums([one.grads for one in loops])]
         return None, None, None, None, d_h, d_c, *d_xs, *d_weights
 
@@ -336,6 +331,11 @@ def _states(loops: Sequence[Sequence[_Loop]], name: str) -> Float[Tensor, "dir t
     for own, out in zip(loops, states, strict=True):
         _joined([getattr(loop, name)[1:] for loop in own], batches, out)
     return states
+
+
+def _input_gradient(loops: Sequence[_Loop]) -> Float[Tensor, "time batch in"] | None:
+    parts = [loop.d_x for loop in loops if loop.d_x is not None]
+    return _joined(parts, [loop.batch for loop in loops]) if parts else None
 
 
 def _sums(lists: list[list[Tensor | None]]) -> list[Tensor | None]:
