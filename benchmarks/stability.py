@@ -1,9 +1,11 @@
 """How stable the paired latency ratio is while 0 to 3 other processes burn the processors.
 
+    python -m benchmarks stability [--seconds 0.5]
+
 Two fixed models, nn.LSTM(64, 128) and nn.LSTM(64, 96), one utterance of 50 steps, one thread;
 before every reading 0, 1, 2 or 3 busy loops are started, at random. `pair` measures the one against
 the other, `same` the first against itself. A row is appended after every reading, so that a run
-that was interrupted goes on. About half an hour.
+that was interrupted goes on, on the same machine. A quarter to half an hour.
 
 What is wanted: coefficient of variation of `pair` <= 1 % over 30 readings; `same` within 1 +- 2 %
 in 99 of 100.

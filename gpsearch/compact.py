@@ -67,9 +67,11 @@ def compact(model: nn.Module, *, here: bool = True) -> nn.Module:
     """
     small = copy.deepcopy(model).eval()
     gated = [module for module in small.modules() if isinstance(module, HLSTM | HLSTMCell)]
-    _simplify(units := _families(small))
+    units = _families(small)
+    _simplify(units)
     while any([*map(_drop_dead_path, gated)]):  # less is read now, so another path may be dead
-        _simplify(units := _families(small))
+        units = _families(small)
+        _simplify(units)
     _shrink(units)
     return choose(small) if here else small
 

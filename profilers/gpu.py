@@ -112,7 +112,7 @@ class GpuProfiler:
         return time.perf_counter(), self._board().joules()
 
     def read_power(self) -> float:
-        """Return W of the board: of this moment, or of the last second from Ampere on."""
+        """Return W of the board: of this moment, or (NVIDIA's from Ampere on) the last second."""
         return self._board().watts()
 
     def disturbances(self) -> list[str]:
@@ -120,7 +120,7 @@ class GpuProfiler:
         try:
             return self._board().disturbances(ours=_on_cuda())
         except (ImportError, RuntimeError):
-            return []  # without NVML nothing is known, and `probe` has said so
+            return []  # without its maker's library nothing is known, and `probe` has said so
 
     def peak_memory(self, handle: Handle) -> int:
         """Return bytes of the weights and of all that torch held beside them at the peak."""

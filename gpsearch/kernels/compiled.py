@@ -271,7 +271,7 @@ def _packed(native: Native, weights: Float[Tensor, "n out in"], *, flip: bool) -
 def _sum_of_products(
     native: Native, left: Float[Tensor, "n rows"], right: Float[Tensor, "n columns"]
 ) -> Float[Tensor, "rows columns"]:
-    """Return left.T @ right, by rows of the result in each thread."""
+    """Return left.T @ right: by torch, or in C by rows of the result in each thread."""
     if torch_is_fast():
         return left.mT @ right
     right = right if right.stride(1) == 1 else right.contiguous()

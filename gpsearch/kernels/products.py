@@ -28,7 +28,8 @@ _onednn = (
 def torch_is_fast() -> bool:
     """Tell whether torch's own products are the fastest to be had: by MKL, on Intel's processors.
 
-    Told by the processor's name rather than by trying, so that a run can be repeated to the bit.
+    Told by the processor's name (where Linux shows it) rather than by trying, so that a run can be
+    repeated to the bit.
     """
     if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
         return False

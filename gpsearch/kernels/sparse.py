@@ -280,7 +280,7 @@ class _Loop:
         x: Float[Tensor, "time columns lane"],
         grad: Float[Tensor, "rows columns"],
     ) -> Tensor:
-        """Fill ``grad`` with the gradient of the awake weights, and zeros."""
+        """Return ``grad``, filled with the gradient of the awake weights, and zeros."""
         record = _map(pattern, None, flip=False)
         self.native.sampled(
             ctypes.addressof(record), x.shape[1], len(x), self.lanes,
@@ -315,7 +315,7 @@ def _joined(
     batches: Sequence[int],
     out: Float[Tensor, "time batch width"] | None = None,
 ) -> Float[Tensor, "time batch width"]:
-    """Return the sequences of all parts, batch-major."""
+    """Return the sequences of all parts, batch-major, in ``out`` if it is given."""
     if out is None:
         steps, width, _ = arrays[0].shape
         out = arrays[0].new_empty(steps, sum(batches), width)

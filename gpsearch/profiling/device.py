@@ -41,7 +41,7 @@ class DeviceFacts:
     energy_method: str = ""
     """The counter behind `EnergyMeter.read_energy`."""
     energy_scope: str = ""
-    """What that counter covers: "device", "socket", "board", "cores"."""
+    """What that counter covers: "device", "socket", "board", "rail", "cores"."""
     energy_model: str = ""
     """If that counter is fed by a model of the device and not by a sensor: whose. Its joules are
     then "estimated", with this as the reason, and share no front with measured ones."""

@@ -8,9 +8,9 @@ a quarter of each period only.
 
 Whatever cannot be right is refused, with its reason: a counter that falls, stands still, says
 more than the board can draw or may have wrapped around unseen; windows that disagree; a device
-that others use too. Where a sensor tells the power besides, one window more at work, and the last
-one idle, are held against it: whichever of the two is wrong, the energy is not known. Never 0,
-never a guess.
+that others use too. Where a sensor tells the power besides, one window more at work is held against
+it: whichever of the two is wrong, the energy is not known. So is the last window idle, for the net
+energy and the idle power. Never 0, never a guess.
 
 Source: facts on NVML from Yang et al., "Accurate and convenient energy measurements for GPUs"
 (SC'24, arXiv 2312.02741); aligning to steps from Haehnel et al. (2012).
@@ -101,6 +101,8 @@ class Windows:
     before: Window
     busy: Sequence[Window]
     after: Window
+    sensed: Window | None = None
+    """One more at work, beside the power sensor."""
 
     @property
     def idle_w(self) -> float:
@@ -174,10 +176,9 @@ def _quantities(windows: Windows, facts: DeviceFacts) -> dict[str, Quantity]:
         return Quantity(value, unit, kind, ci95, n, method, scope, model or None)
 
     net, interval = mean_of_five(windows.net_j)
-    why_not = windows.idle_fault
+    unknown = why_not = windows.idle_fault
     if not why_not and net <= 0:
         why_not = f"it drew {windows.idle_w:.3g} W idle, and no more at work"
-    unknown = windows.idle_fault
     return {
         "energy_j": read("J", *mean_of_five(windows.gross_j), WINDOWS),
         "energy_net_j": (
@@ -209,15 +210,17 @@ class _Scene:
         Raises:
             CounterError: The counter is broken, or the device is disturbed both times.
         """
-        fault: str | None = None
+        fault = ""
         for _ in range(2):
-            others = list(self.disturbances())
+            faults = list(self.disturbances())
             windows = self._windows()
-            others += [one for one in self.disturbances() if one not in others]
-            fault = "; ".join(others)
+            faults += [one for one in self.disturbances() if one not in faults]
             if windows.spread > SPREAD:
                 wide = f"±{windows.spread:.1%}, at most ±{SPREAD:.0%} is accepted"
-                fault = "; ".join([*others, f"{WINDOWS} windows disagree by {wide}"])
+                faults.append(f"{WINDOWS} windows disagree by {wide}")
+            if windows.sensed and windows.sensed.contradiction:
+                faults.append(f"at work, {windows.sensed.contradiction}: one of them is wrong")
+            fault = "; ".join(faults)
             if not fault:
                 return windows
         raise CounterError(f"{fault} (tried twice); measure again when the device is free")
@@ -235,11 +238,11 @@ class _Scene:
         for _ in range(WINDOWS):
             sleep(self.rng.uniform(0, period_s))
             busy.append(_plausible(window(read, inference, window_s, poll_s), self.facts))
-        if self.sensor:  # in a window of its own, since its readings keep the device waiting
-            _agreeing(window(read, inference, window_s, poll_s, self.sensor))
+        # In a window of its own, since readings of the sensor keep the device waiting.
+        sensed = window(read, inference, window_s, poll_s, self.sensor) if self.sensor else None
         sleep(window_s)  # cools down
         after = window(read, idle, window_s, poll_s, self.sensor)
-        return Windows(period_s, before, busy, after)
+        return Windows(period_s, before, busy, after, sensed)
 
 
 def counter_period_s(read: ReadEnergy, idle: Work) -> float:
@@ -330,12 +333,6 @@ def _plausible(seen: Window, facts: DeviceFacts) -> Window:
             f"{wrap_j:.4g} J: it may have done so unseen"
         )
     return seen
-
-
-def _agreeing(seen: Window) -> None:
-    """Refuse what counter and power sensor disagree on."""
-    if seen.contradiction:
-        raise CounterError(f"at work, {seen.contradiction}: one of them is wrong")
 
 
 def _doubts(windows: Windows) -> list[str]:

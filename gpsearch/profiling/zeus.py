@@ -49,7 +49,7 @@ class ZeusError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _Field:
     """One field of what Zeus returns for a chip, in mJ."""
 
     name: str
@@ -61,16 +61,16 @@ class _Reading:
 
 
 _SAMPLED = f"INA3221, a sample every {_SAMPLED_S:g} s"
-_BOARD = _Reading("total_energy_mj", f"zeus:{_SAMPLED}", "board", period_s=_SAMPLED_S)
+_BOARD = _Field("total_energy_mj", f"zeus:{_SAMPLED}", "board", period_s=_SAMPLED_S)
 _READINGS = {
     "cpu": (
         _BOARD,
-        _Reading("cpu_energy_mj", f"zeus:cpu rail, {_SAMPLED}", "rail", period_s=_SAMPLED_S),
-        _Reading("cpu_total_mj", "zeus:Apple's Energy Model", "cores", _APPLE),
+        _Field("cpu_energy_mj", f"zeus:cpu rail, {_SAMPLED}", "rail", period_s=_SAMPLED_S),
+        _Field("cpu_total_mj", "zeus:Apple's Energy Model", "cores", _APPLE),
     ),
     "gpu": (
         _BOARD,
-        _Reading("gpu_energy_mj", f"zeus:gpu rail, {_SAMPLED}", "rail", period_s=_SAMPLED_S),
+        _Field("gpu_energy_mj", f"zeus:gpu rail, {_SAMPLED}", "rail", period_s=_SAMPLED_S),
     ),
 }
 """What tells the energy of each part of a chip, the best first."""

@@ -184,7 +184,7 @@ void NAME(backward_sparse)(const SparseRecurrence *r)
 
 typedef float vf4 __attribute__((vector_size(16)));
 
-/* By halves: one lane after the other would take VW times as long. */
+/* By halves: log2 VW additions that wait for one another, not VW. */
 INLINE float sum_of_lanes(vf x)
 {
     union { vf whole; vf4 part[VW / 4]; } sums = {x};
