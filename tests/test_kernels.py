@@ -22,7 +22,7 @@ from gpsearch.kernels.pattern import Patterns
 from gpsearch.kernels.products import linear
 from gpsearch.kernels.recurrence import ACTIVATIONS, plain, recurrence
 from gpsearch.kernels.sequence import Padded
-from gpsearch.kernels.sparse import sparse
+from gpsearch.kernels.sparse import fills, sparse
 
 Layer = tuple[list[Tensor], Tensor, Tensor, list[Gates]]
 
@@ -301,3 +301,14 @@ def test_splitting_and_joining_give_the_batch_back(lengths: list[int]) -> None:
     joined.sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, padded.zeroed(torch.full_like(x, 2.0)))
+
+
+@pytest.mark.parametrize("instruction_set", available())
+def test_a_batch_that_leaves_most_lanes_idle_is_run_densely(instruction_set: str) -> None:
+    kernels = native(instruction_set)
+    assert kernels is not None
+    vector = kernels.lanes(1)
+    assert fills(kernels, vector)
+    assert fills(kernels, vector + 1)  # the second vector idles, the first does not
+    assert fills(kernels, vector // 2 + 1)
+    assert not fills(kernels, vector // 2)

@@ -25,6 +25,15 @@ PAYS_BELOW = 0.25
 8 sequences (measured; larger ones break even at 0.35)."""
 
 
+def fills(native: Native, batch: int) -> bool:
+    """Tell whether a batch fills its vectors by more than half; one sequence is a lane of them.
+
+    Eight sequences on AVX-512 do not, and took 1.4 times as long as dense ones at 95 % zeros.
+    """
+    lanes: int = native.lanes(batch)
+    return 2 * batch > lanes
+
+
 def sparse(
     native: Native,
     xs: Sequence[Float[Tensor, "time batch in"]],
