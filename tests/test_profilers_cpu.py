@@ -61,8 +61,10 @@ def test_models_run_in_the_given_order_as_copies_in_evaluation_mode() -> None:
     models = [Noting("a"), Noting("b")]
     handles = [cpu.load(model, (torch.zeros(1),)) for model in models]
     seconds = cpu.run(handles, [1, 0, 1])
-    # A call that another process disturbs is run again.
-    assert [one for one, _ in groupby(seen)] == [("b", False, 1), ("a", False, 1), ("b", False, 1)]
+    # Calls that another process disturbs are run again, then or after the others.
+    ran = [one for one, _ in groupby(seen)]
+    assert ran[:3] == [("b", False, 1), ("a", False, 1), ("b", False, 1)]
+    assert set(ran) == set(ran[:3])
     assert len(seconds) == 3
     assert min(seconds) > 0
     assert all(model.training for model in models)
