@@ -12,13 +12,13 @@ appended after every training, so that an interrupted run goes on where it stopp
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.report import append_row, read_rows
 from gpsearch.candidate import Architecture, Candidate, Training
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.schedule import GMP, GP, Dense, Schedule
@@ -27,9 +27,6 @@ from gpsearch.train import grow_and_prune
 
 SEEDS = (0, 1, 2)
 DROPOUTS = (0.1, 0.25)
-COLUMNS = ("arm", "seed", "dropout", "epochs", "weights", "nonzeros", "cpu_minutes", "dev_wer",
-           "test_wer", "test_cer")  # fmt: skip
-
 Shape = dict[str, Any]
 LSTM: Shape = {"hidden_size": 128, "gate_depth": 0}
 HLSTM: Shape = {"hidden_size": 128, "gate_depth": 1, "gate_width": 96}
@@ -78,26 +75,15 @@ def train(arm: str, seed: int, dropout: float, epochs: int) -> dict[str, object]
     }
 
 
-def rows_of(out: Path) -> list[dict[str, str]]:
-    """Return the rows written so far."""
-    return list(csv.DictReader(out.open(encoding="utf-8"))) if out.exists() else []
-
-
 def run(out: Path, arm: str, seed: int, dropout: float, epochs: int) -> float:
     """Train unless a row is there already; return the development error."""
-    for row in rows_of(out):
+    for row in read_rows(out):
         if (row["arm"], int(row["seed"]), float(row["dropout"]), int(row["epochs"])) == (
             arm, seed, dropout, epochs,
         ):  # fmt: skip
             return float(row["dev_wer"])
     done = train(arm, seed, dropout, epochs)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not out.exists()
-    with out.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        writer.writerow(done)
+    append_row(out, done)
     print("  ".join(f"{key} {value}" for key, value in done.items()), flush=True)
     return float(str(done["dev_wer"]))
 
@@ -108,7 +94,7 @@ def table(out: Path) -> str:
         "| arm | weights | non-zeros | dropout | seeds | CPU minutes | dev WER % | test WER % |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    rows = rows_of(out)
+    rows = read_rows(out)
     for arm in dict.fromkeys(row["arm"] for row in rows):
         first = [row for row in rows if row["arm"] == arm and int(row["seed"]) == SEEDS[0]]
         chosen = min(first, key=lambda row: float(row["dev_wer"]))["dropout"]

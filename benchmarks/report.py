@@ -84,6 +84,25 @@ def _flat(row: Row) -> dict[str, Any]:
     return flat
 
 
+def append_row(path: Path, row: Row) -> None:
+    """Add a row to a CSV file that grows as a long benchmark goes on; begin it with the keys."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of such a file; none if it is not there yet."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def head(title: str, notes: Mapping[str, str]) -> str:
     """Return the lines above a table: what it shows, how, and on what machine."""
     facts = {**notes, **description()}

@@ -14,12 +14,11 @@ in 99 of 100.
 from __future__ import annotations
 
 import argparse
-import csv
 import random
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ import torch
 from torch import nn
 
 from benchmarks.options import RESULTS
-from benchmarks.report import BAR, PALE, head, save_text
+from benchmarks.report import BAR, PALE, append_row, head, read_rows, save_text
 from gpsearch.errors import UserError
 from gpsearch.profiling import AA_GATE, DeviceProfiler, find, measure
 
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
 READINGS = {"pair": 30, "same": 100}
 CV = 0.01
-COLUMNS = ("what", "competitors", "ratio", "low", "high", "n", "latency_ms", "wall_s", "flags")
 
 
 @contextmanager
@@ -78,33 +76,14 @@ def reading(device: DeviceProfiler, what: str, count: int, seconds: float) -> di
 def run(out: Path, seconds: float, limit_s: float) -> None:
     """Take the readings that are not there yet, in random order, until the time is over."""
     device, deadline_s = find("cpu"), time.monotonic() + limit_s
-    done = [row["what"] for row in rows_of(out)]
+    done = [row["what"] for row in read_rows(out)]
     todo = [what for what, n in READINGS.items() for _ in range(n - done.count(what))]
     chance = random.Random(len(done))
     chance.shuffle(todo)
     for what in todo:
         if time.monotonic() > deadline_s:
             return
-        append(out, reading(device, what, chance.randrange(4), seconds))
-
-
-def append(out: Path, row: Mapping[str, object]) -> None:
-    """Add a row to the table, and its head if it is the first."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not out.exists()
-    with out.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def rows_of(out: Path) -> list[dict[str, str]]:
-    """Return the rows written so far."""
-    if not out.exists():
-        return []
-    with out.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        append_row(out, reading(device, what, chance.randrange(4), seconds))
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:
@@ -170,7 +149,7 @@ def main(arguments: list[str]) -> None:
     readings = flags.out / "stability.csv"
     if not flags.table:
         run(readings, flags.seconds, flags.limit)
-    rows = rows_of(readings)
+    rows = read_rows(readings)
     if not {"pair", "same"} <= {row["what"] for row in rows}:
         raise UserError(f"{readings} has no readings of both kinds yet: run without --table")
     notes = {"wanted": f"CV of pair <= {CV:.0%}; same within 1 +- {AA_GATE:.0%} in 99 of 100"}

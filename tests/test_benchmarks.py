@@ -19,7 +19,7 @@ from benchmarks.__main__ import COMMANDS, main
 from benchmarks.interleaved import Ratio, Timings, interleave
 from benchmarks.layers import thinned
 from benchmarks.machine import Neighbours, Product, Reading, description, reader
-from benchmarks.report import Column, csv_text, number, ratio_text, save, table
+from benchmarks.report import Column, append_row, csv_text, number, ratio_text, save, table
 from gpsearch import HLSTM, UserError
 from gpsearch.candidate import Candidate
 from gpsearch.kernels.native import native
@@ -310,7 +310,7 @@ def test_stability_is_told_by_its_readings():
 
 def test_readings_are_drawn_and_described_without_measuring(tmp_path, capsys):
     for row in STABLE:
-        stability.append(tmp_path / "stability.csv", row)
+        append_row(tmp_path / "stability.csv", row)
 
     main(["stability", "--table", "--out", str(tmp_path)])
 
