@@ -90,6 +90,7 @@ class GpuProfiler:
                 facts,
                 energy_method=board.method,
                 energy_scope=board.scope,
+                energy_model=board.model,
                 power_limit_w=board.power_limit_w(),
             )
         except (ImportError, RuntimeError) as error:
@@ -178,7 +179,7 @@ class Nvml:
         RuntimeError: The energy counter cannot be used; the message says why.
     """
 
-    method, scope = "nvml.total_energy", "board"
+    method, scope, model = "nvml.total_energy", "board", ""
 
     def __init__(self, library: Any, uuid: str) -> None:
         self._library = library
