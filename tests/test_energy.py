@@ -328,6 +328,17 @@ def test_a_sensor_that_agrees_changes_nothing_and_is_left_alone_in_the_windows_t
     assert device.asked == 1 + 2 * SENSED  # at first, in one window at work, and in one idle
 
 
+def test_a_contradiction_that_passes_is_measured_again(tmp_path: Path) -> None:
+    class OffAtFirst(Sensed):
+        def read_power(self) -> float:
+            return 2 * super().read_power() if self.asked <= SENSED else super().read_power()
+
+    device = OffAtFirst()
+    reading = read(device, tmp_path)
+    assert reading["energy_j"].value == pytest.approx(JOULES, rel=0.01)
+    assert device.asked == 1 + 2 * 2 * SENSED
+
+
 @pytest.mark.parametrize("answer", [None, 0.0, -5.0, math.nan, RuntimeError("Not Supported")])
 def test_a_sensor_without_an_answer_says_nothing_against_the_counter(
     tmp_path: Path, answer: float | Exception | None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpsearch.errors import UserError
-from gpsearch.profiling import DeviceProfiler, find
+from gpsearch.profiling import DeviceProfiler, Host, find
 from gpsearch.testing import Report, examine, template
 from gpsearch.testing.bench import Bench
 from gpsearch.testing.checks import CHECKS, DEMANDED, Check, CheckFailed
@@ -110,7 +110,8 @@ def test_the_template_is_sound_and_a_report_says_so(tmp_path: Path) -> None:
 
 
 def test_a_check_that_a_busy_machine_may_spoil_is_tried_again(tmp_path: Path) -> None:
-    bench = Bench(planted(tmp_path, {}))
+    slept: list[float] = []
+    bench = Bench(planted(tmp_path, {}), Host(sleep=slept.append))
     seen: list[Bench] = []
 
     def spoilt_once(bench: Bench) -> None:
@@ -119,10 +120,22 @@ def test_a_check_that_a_busy_machine_may_spoil_is_tried_again(tmp_path: Path) ->
             raise CheckFailed("interrupted")
 
     Check("spoilt_once", "latency_s", spoilt_once, tries=2).run(bench)
-    assert len(seen) == 2
+    assert (len(seen), len(slept)) == (2, 1)
     seen.clear()
     with pytest.raises(CheckFailed, match="interrupted"):
         Check("spoilt_once", "latency_s", spoilt_once).run(bench)
+
+
+def test_a_check_that_hangs_is_not_tried_again(tmp_path: Path) -> None:
+    tries: list[Bench] = []
+
+    def hanging(bench: Bench) -> None:
+        tries.append(bench)
+        time.sleep(60)
+
+    with pytest.raises(CheckFailed, match=r"TimeoutError: no end within 0.1 s"):
+        Check("hanging", "latency_s", hanging, tries=3).run(Bench(planted(tmp_path, {})), 0.1)
+    assert len(tries) == 1
 
 
 def test_a_report_fails_when_fewer_checks_ran_than_are_demanded(tmp_path: Path) -> None:

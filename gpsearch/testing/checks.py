@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +52,7 @@ class Check:
             except CheckFailed as failure:
                 if isinstance(failure.__cause__, TimeoutError):
                     raise
-                time.sleep(_PAUSE_S * again)  # what is busy now may be at rest then
+                bench.host.sleep(_PAUSE_S * again)  # what is busy now may be at rest then
             else:
                 return
         self._run_once(bench, limit_s)
