@@ -180,9 +180,10 @@ class HLSTM(Gated):
         return hlstm.train(lstm.training)
 
     def use_masks(self, masks: Mapping[str, Tensor]) -> None:
-        """Let training compute with awake weights only, in layers that have few of them.
+        """Let training compute with awake weights only, where that is faster.
 
-        From then on dormant weights are taken for zeros, and get no gradients.
+        It is in layers that have few of them, for batches that fill the processor's vectors.
+        Dormant weights have to be zero from then on; they may get gradients or not.
 
         Args:
             masks: By the parameters' names, True where a weight is awake; all weights of a

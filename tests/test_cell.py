@@ -16,6 +16,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.errors import UserError
+from gpsearch.kernels.native import native
+from gpsearch.kernels.sparse import fills
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -383,15 +385,17 @@ def test_wrong_inputs_are_named(args: tuple[Any], lengths: Tensor | None, messag
 
 @pytest.mark.parametrize("gate_hidden", [(), (6,), (5, 4)])
 @pytest.mark.parametrize("gate_direct", [False, True])
+@pytest.mark.parametrize("repeats", [1, 4])  # 5 sequences leave vectors empty, 20 fill them
 def test_with_masks_the_awake_weights_get_the_gradients_they_had(
-    gate_hidden: tuple[int, ...], gate_direct: bool
+    gate_hidden: tuple[int, ...], gate_direct: bool, repeats: int
 ) -> None:
     torch.manual_seed(0)
     hlstm = HLSTM(
         3, 4, num_layers=2, bidirectional=True, gate_hidden=gate_hidden, gate_direct=gate_direct
     )
-    x, lengths = torch.randn(7, 5, 3), torch.tensor([7, 1, 3, 6, 2])
-    masks = {n: torch.rand(p.shape) < 0.2 for n, p in hlstm.named_parameters() if p.dim() > 1}
+    lengths = torch.tensor([7, 1, 3, 6, 2]).repeat(repeats)
+    x = torch.randn(7, len(lengths), 3)
+    masks = {n: torch.rand(p.shape) < 0.1 for n, p in hlstm.named_parameters() if p.dim() > 1}
     with torch.no_grad():
         for name, mask in masks.items():
             hlstm.get_parameter(name).mul_(mask)
@@ -410,5 +414,9 @@ def test_with_masks_the_awake_weights_get_the_gradients_they_had(
         strict=True,
     ):  # fmt: skip
         torch.testing.assert_close(a * mask, b * mask)
+    kernels = native()
+    if kernels is not None and fills(kernels, len(lengths)):
+        grads = dict(zip(dict(hlstm.named_parameters()), sparse[3:], strict=True))
+        assert not any(grads[name][~mask].any() for name, mask in masks.items())
     hlstm.use_masks({})
     assert all(torch.equal(a, b) for a, b in zip(dense, run(), strict=True))
