@@ -50,6 +50,9 @@ class Study:
         self.folder = folder
         if not (folder / "config.toml").exists():
             raise UserError(f"{folder}: no results folder (it has no config.toml)")
+        if (folder / "rows.csv").exists():
+            table = folder / "table.md"
+            raise UserError(f"{folder}: no search, but what `gpsearch reproduce` left; see {table}")
         self.settings = Settings.of(Settings.read(folder / "config.toml")[0])
 
     @classmethod

@@ -116,6 +116,10 @@ def test_a_start_that_failed_before_its_first_trial_can_be_made_again(tmp_path):
 def test_no_results_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="no results folder"):
         Study(tmp_path)
+    a_study(tmp_path / "s")
+    (tmp_path / "s" / "rows.csv").touch()
+    with pytest.raises(UserError, match=r"what `gpsearch reproduce` left; see .*table\.md"):
+        Study(tmp_path / "s")
 
 
 def test_a_damaged_database_is_named(tmp_path):
