@@ -71,9 +71,10 @@ def _head(figure: Any, stairs: Staircase) -> None:
     other = "gate_width" if stairs.sweep.key == "hidden_size" else "hidden_size"
     ms = [step.latency_s * 1e3 for step in stairs.steps]
     shape = f"{base['layers']} layers, gate depth {base['gate_depth']}, {other} {base[other]}"
-    processor = subject.fingerprint.get("processor", "")
-    where = f"{subject.device}, {processor}" if processor else subject.device
-    line = f"{subject.task}, one inference ({min(ms):.3g} to {max(ms):.3g} ms); {shape}; {where}"
-    figure.suptitle(f"Latency staircase of {stairs.sweep.key} on {subject.device}\n", x=0.012,
+    line = f"{subject.task}, one inference ({min(ms):.3g} to {max(ms):.3g} ms); {shape}"
+    below = "\n".join([line, *filter(None, [subject.fingerprint.get("processor")])])
+    figure.suptitle(f"Latency staircase of {stairs.sweep.key} on {subject.device}\n\n", x=0.012,
                     ha="left", fontsize=13, weight="bold", color=INK)  # fmt: skip
-    figure.text(0.012, 1 - 0.46 / figure.get_figheight(), line, fontsize=9.5, color=FAINT)
+    figure.text(
+        0.012, 1 - 0.33 / figure.get_figheight(), below, va="top", fontsize=9.5, color=FAINT
+    )
