@@ -29,6 +29,7 @@ from gpsearch.compact import compact
 from gpsearch.kernels.decode import Packed
 from gpsearch.kernels.native import native
 from gpsearch.kernels.recurrence import plain
+from gpsearch.quantize import Weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,6 +83,9 @@ def lstm_ways(sizes: Sizes, x: Tensor, mode: str) -> Iterator[Way]:
         cell = nn.LSTMCell(sizes.hidden, sizes.hidden).eval()
         cell.load_state_dict(_as_cell(lstm))
         yield Way(CELL, _cell_calls(cell, x), truth, nbytes)
+    own = HLSTM.from_lstm(lstm)
+    yield from _deployed_ways(own, x, mode, "LSTM C")
+    yield from _deployed_ways(own, x, mode, "LSTM C", "int8")
     yield Way(INT8, _calls(others.int8(lstm), x, mode), truth, nbytes // 4, "", INT8_CLOSE)
     if others.has_onnx():
         onnx, onnx8 = others.OnnxLSTM(lstm), others.OnnxLSTM(lstm, int8=True)
@@ -90,13 +94,18 @@ def lstm_ways(sizes: Sizes, x: Tensor, mode: str) -> Iterator[Way]:
 
 
 def hlstm_ways(sizes: Sizes, x: Tensor, mode: str) -> Iterator[Way]:
-    """Yield H-LSTMs: dense, with zeros, narrow."""
+    """Yield H-LSTMs: dense, with zeros, narrow; some of them with weights of 8 or 16 bits, too."""
     layer = HLSTM(sizes.hidden, sizes.hidden, gate_hidden=(sizes.width,)).eval()
     yield from _dense_ways(layer, x, mode, "H-LSTM")
+    for weights in ("bfloat16", "int8"):
+        yield from _deployed_ways(layer, x, mode, "H-LSTM C", weights)
     for structure in sizes.structures:
         for zeros in sizes.zeros:
             name = f"C, {zeros:.0%} zeros" + f" {structure}" * (structure != "element")
-            yield from _deployed_ways(_with_zeros(layer, zeros, structure), x, mode, name)
+            thin = _with_zeros(layer, zeros, structure)
+            yield from _deployed_ways(thin, x, mode, name)
+            if structure == "element":
+                yield from _deployed_ways(thin, x, mode, name, "int8")
     for hidden, width in sizes.narrow:
         narrow = HLSTM(sizes.hidden, hidden, gate_hidden=(width,)).eval()
         yield from _dense_ways(narrow, x, mode, f"narrow {hidden}/{width}")
@@ -114,14 +123,19 @@ def _dense_ways(layer: HLSTM, x: Tensor, mode: str, name: str) -> Iterator[Way]:
     yield from _deployed_ways(layer, x, mode, f"{name} C")
 
 
-def _deployed_ways(layer: HLSTM, x: Tensor, mode: str, name: str) -> Iterator[Way]:
+def _deployed_ways(
+    layer: HLSTM, x: Tensor, mode: str, name: str, weights: Weights = "float32"
+) -> Iterator[Way]:
     """Yield what `compact` makes of a layer, where it chooses kernels in C."""
-    small: Any = compact(layer if mode == WHOLE else _cell(layer))
+    small: Any = compact(layer if mode == WHOLE else _cell(layer), weights=weights)
     if small.formats:
         run = _calls if mode == WHOLE else lambda module, x, _: _cell_calls(module, x)
         formats = "/".join(dict.fromkeys(small.formats.values()))
-        truth = forward_by(plain, layer)
-        yield Way(name, run(small, x, mode), lambda: truth(x), _step_bytes(small, mode), formats)
+        truth = forward_by(plain, layer) if layer.gate_hidden else lambda x: layer(x)[0]
+        close = CLOSE if weights == "float32" else INT8_CLOSE
+        name += f", {weights}" * (weights != "float32")
+        nbytes = _step_bytes(small, mode)
+        yield Way(name, run(small, x, mode), lambda: truth(x), nbytes, formats, close)
 
 
 def _with_zeros(layer: HLSTM, zeros: float, structure: str) -> HLSTM:

@@ -19,11 +19,12 @@ A map, in reading order:
     kernels     the recurrence itself, over time and over ragged batches
     compact     `compact`: the smallest module with equal outputs
     formats     which way a recurrent layer runs fastest on this processor
+    quantize    recurrent weights rounded to 16 or 8 bits
     compact_units  which units a model has, who makes them and who reads them
     flops       how many FLOPs and weights a model has
     exporting   a model as a flat program, for devices without torch: numpy, ONNX
     profiling   `measure`: a model on a device; `find_device`: a device by its name
-    candidate   one point of a search space: architecture, schedule, training
+    candidate   one point of a search space: architecture, schedule, training, deployment
     space       a search space: a TOML file that suggests candidates
     tasks       what a candidate is trained to do: speech, translation, captioning
     objectives  what is minimised, and what must stay below a limit

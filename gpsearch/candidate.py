@@ -1,7 +1,8 @@
-"""A candidate: one point of the search space, as three frozen records and a TOML file.
+"""A candidate: one point of the search space, as four frozen records and a TOML file.
 
 Architecture (what is built), schedule (how its connections grow and are pruned; see
-`gpsearch.schedule`) and training (how its weights are trained).
+`gpsearch.schedule`), training (how its weights are trained) and deployment (how it is stored and
+run in the end).
 """
 
 from __future__ import annotations
@@ -107,12 +108,21 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Deployment:
+    """How the trained model is stored and run."""
+
+    weights: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Type of the recurrent layers' weights; a narrow one rounds them after the training."""
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One point of the search space."""
 
     architecture: Architecture = field(default_factory=Architecture)
     schedule: Schedule = field(default_factory=Dense)
     training: Training = field(default_factory=Training)
+    deployment: Deployment = field(default_factory=Deployment)
 
     def in_short(self) -> str:
         """Return the candidate in a few words: "H-LSTM 2x104, gates 1x32 direct, gp 10.0%"."""
@@ -127,14 +137,16 @@ class Candidate:
             together = {"element": "", "row_column": " units"}.get(structure, f" {structure}")
             reach = ", embeddings too" if self.schedule.embeddings else ""
             name += f" {self.schedule.final_density:.1%}{together}{reach}"
-        return ", ".join([*words, name])
+        narrow = [self.deployment.weights] * (self.deployment.weights != "float32")
+        return ", ".join([*words, name, *narrow])
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Return the three tables of the TOML form."""
+        """Return the four tables of the TOML form."""
         return {
             "architecture": dataclasses.asdict(self.architecture),
             "schedule": {"name": self.schedule.name, **_fields(self.schedule)},
             "training": dataclasses.asdict(self.training),
+            "deployment": dataclasses.asdict(self.deployment),
         }
 
     def to_toml(self) -> str:
@@ -151,7 +163,7 @@ class Candidate:
         Raises:
             UserError: A table, key, type or value is not of the candidate's form.
         """
-        _refuse_unknown(tables, ("architecture", "schedule", "training"), where)
+        _refuse_unknown(tables, ("architecture", "schedule", "training", "deployment"), where)
         rows = dict(tables.get("schedule", {}))
         name = rows.pop("name", "dense")
         if name not in SCHEDULES:
@@ -162,6 +174,7 @@ class Candidate:
             record(Architecture, tables.get("architecture", {}), f"{where}: [architecture]"),
             record(SCHEDULES[name], rows, f"{where}: [schedule]"),
             record(Training, tables.get("training", {}), f"{where}: [training]"),
+            record(Deployment, tables.get("deployment", {}), f"{where}: [deployment]"),
         )
 
     @classmethod

@@ -21,6 +21,7 @@ from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.compact_units import Link, Place, Units, ends, families, input_size, reading
 from gpsearch.errors import UserError
 from gpsearch.formats import choose
+from gpsearch.quantize import Weights, quantize_weights
 
 
 @runtime_checkable
@@ -40,7 +41,7 @@ class Chained(Protocol):
 
 
 @torch.no_grad()
-def compact(model: nn.Module, *, here: bool = True) -> nn.Module:
+def compact(model: nn.Module, *, weights: Weights = "float32", here: bool = True) -> nn.Module:
     """Return the smallest equal module, in eval mode; ``model`` stays as it is.
 
     On this processor its recurrent layers then run, without gradients and few sequences at a time,
@@ -60,6 +61,8 @@ def compact(model: nn.Module, *, here: bool = True) -> nn.Module:
 
     Args:
         model: Any module; nothing in it that shares its parameters with another part shrinks.
+        weights: Type that the recurrent layers' weights are rounded to; with "float32", and with
+            a type that holds them already, outputs stay equal.
         here: It will run on this processor, so that it pays to try what is fast here.
 
     Raises:
@@ -73,6 +76,7 @@ def compact(model: nn.Module, *, here: bool = True) -> nn.Module:
         units = _families(small)
         _simplify(units)
     _shrink(units)
+    quantize_weights(small, weights)
     return choose(small) if here else small
 
 

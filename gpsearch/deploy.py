@@ -92,7 +92,7 @@ def untrained(candidate: Path, task: Task, *, here: bool = True) -> nn.Module:
         torch.manual_seed(0)
         model = task.build(chosen.architecture)
     sketched = sketch(model, chosen.schedule, tasks.prunable(task, chosen.schedule))
-    return compact(sketched, here=here)
+    return compact(sketched, weights=chosen.deployment.weights, here=here)
 
 
 def save_model(model: nn.Module, path: Path) -> None:

@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import PackedSequence
 from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.errors import UserError
 from gpsearch.profiling import Quantity
+from gpsearch.quantize import recurrent_matrices, stored_bytes
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase, HLSTM, HLSTMCell)
 _WEIGHTED = (*_RECURRENT, nn.Linear, _ConvNd)
@@ -48,7 +49,8 @@ def count(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Quantity]:
 
     Returns:
         flops_dense, flops_effective (without the products of zero weights), params,
-        params_nonzero, and weight_bytes (parameters and float buffers as stored).
+        params_nonzero, and weight_bytes (parameters and float buffers as they are, the matrices of
+        recurrent layers in the narrowest type that holds them exactly).
 
     Raises:
         UserError: The model has weights but no countable product, or one that cannot be counted.
@@ -68,9 +70,10 @@ def count(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Quantity]:
 
 
 def weights(model: nn.Module) -> dict[str, Quantity]:
-    """Count parameters, those that are not zero, and the bytes that all take as they are stored."""
+    """Count parameters, those that are not zero, and the bytes that they take; see `count`."""
     parameters = list(model.parameters())
     stored = parameters + [one for one in model.buffers() if one.is_floating_point()]
+    saved = sum(one.nbytes - stored_bytes(one) for one in recurrent_matrices(model))
 
     def counted(value: int, unit: str) -> Quantity:
         return Quantity(value, unit, "analytic", method="counted", scope="model")
@@ -78,7 +81,7 @@ def weights(model: nn.Module) -> dict[str, Quantity]:
     return {
         "params": counted(sum(one.numel() for one in parameters), "1"),
         "params_nonzero": counted(sum(_nonzeros(one) for one in parameters), "1"),
-        "weight_bytes": counted(sum(one.nbytes for one in stored), "B"),
+        "weight_bytes": counted(sum(one.nbytes for one in stored) - saved, "B"),
     }
 
 

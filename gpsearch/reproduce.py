@@ -164,7 +164,8 @@ class Reproduction:
                     device=device.probe().torch_device,
                     listener=lambda epoch: listener.epoch_ends(epoch, candidate.training.epochs),
                 )  # fmt: skip
-                save_model(compact(model.cpu()), folder / "model.pt")
+                small = compact(model.cpu(), weights=candidate.deployment.weights)
+                save_model(small, folder / "model.pt")
             deployed = compact(load_model(folder / "model.pt"))
             first = next(iter(self.candidates))
             reading = read_costs(

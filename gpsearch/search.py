@@ -151,7 +151,8 @@ class Search:
                 listener=lambda epoch: self._epoch_ended(number, epoch, candidate.training.epochs),
                 pause=pause,
             )
-        deployed = compact(trained.cpu(), here=self.facts.here)
+        weights = candidate.deployment.weights
+        deployed = compact(trained.cpu(), weights=weights, here=self.facts.here)
         save_model(deployed, self.study.trial_folder(number) / "model.pt")
         reading = read_costs(
             self.device,
@@ -235,7 +236,9 @@ class Search:
         if not limits:
             return
         schedule, prunable = candidate.schedule, tasks.prunable(self.task, candidate.schedule)
-        likeness = compact(sketch(copy.deepcopy(model), schedule, prunable), here=self.facts.here)
+        sketched = sketch(copy.deepcopy(model), schedule, prunable)
+        weights = candidate.deployment.weights
+        likeness = compact(sketched, weights=weights, here=self.facts.here)
         glance = read_costs(self.device, likeness, self.task, max_seconds=1.0,
                             estimate_w=self.settings.estimate_w)  # fmt: skip
         costs = {c: v for c, v in columns(glance).items() if v is not None}

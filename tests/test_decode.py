@@ -28,8 +28,10 @@ from gpsearch.deploy import load_model, save_model
 from gpsearch.kernels import native
 from gpsearch.kernels.decode import FORMATS, MOST_SEQUENCES, Decoder, Packed
 from gpsearch.kernels.native import Native
+from gpsearch.quantize import Weights, rounded
 
 several = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+TYPES: dict[str, Weights] = {"bf16": "bfloat16", "int8": "int8"}
 KERNELS = [one for name in native.available() if (one := native.native(name))]
 
 pytestmark = pytest.mark.skipif(not KERNELS, reason="the kernels were not built")
@@ -58,8 +60,19 @@ def masked(module: Any, density: float, seed: int = 0) -> Any:
     return module.eval()
 
 
+def fitting(weight: Tensor, format: str) -> Tensor:
+    """A matrix rounded to what the values of a format can hold."""
+    return rounded(weight, TYPES[format.rpartition("-")[2]] if "-" in format else "float32")
+
+
 def packed_as(module: Any, choose: Callable[[], str]) -> dict[str, str]:
-    return {name: choose() for name, p in module.named_parameters() if p.dim() == 2}
+    """Formats for a module's weights, which are rounded to what these hold."""
+    formats = {name: choose() for name, p in module.named_parameters() if p.dim() == 2}
+    with torch.no_grad():
+        for name, format in formats.items():
+            weight = module.get_parameter(name)
+            weight.copy_(fitting(weight, format))
+    return formats
 
 
 def decoder(kernels: Native, module: Any, format: str = "windows") -> Decoder:
@@ -88,6 +101,7 @@ def test_a_packed_matrix_multiplies_as_it_did(kernels, rows, columns, density, f
     weight = torch.randn(rows, columns, generator=draw)
     weight *= torch.rand(rows, columns, generator=draw) < density
     weight[torch.rand(rows, generator=draw) < 0.2] = 0
+    weight = fitting(weight, format)
     x = torch.randn(columns, generator=draw)
 
     assert_near(multiplied(kernels, weight, format, x), weight @ x)
@@ -98,11 +112,14 @@ def test_a_packed_matrix_multiplies_as_it_did(kernels, rows, columns, density, f
 def test_what_is_no_number_stays_none(kernels, format):
     x = torch.ones(20)
     zeros = torch.zeros(18, 20)
-    zeros[4, 7] = 1
+    zeros[4, 7] = 127
     for value in (float("nan"), float("inf"), -float("inf")):
         x[3] = value  # which only zeros read: 0 * inf is NaN in a dense product
         assert multiplied(kernels, zeros, format, x).isnan().all()
     zeros[4, 7] = float("nan")
+    if format.endswith("int8"):
+        assert Packed.bytes_of(kernels, zeros, format) == -1
+        return
     assert multiplied(kernels, zeros, format, torch.ones(20)).isnan().tolist() == [
         row == 4 for row in range(18)
     ]
@@ -113,7 +130,9 @@ def test_what_is_no_number_stays_none(kernels, format):
 def test_denormal_numbers_stay_what_they_are(kernels, format):
     weight, x = torch.full((17, 5), 2.0**-70), torch.full((5,), 2.0**-70)
 
-    assert multiplied(kernels, weight, format, x).tolist() == [5 * 2.0**-140] * 17
+    found = multiplied(kernels, fitting(weight, format), format, x)
+    few_bits = 2.0**-145 if format.endswith("int8") else 0  # of a scale that is nearly denormal
+    torch.testing.assert_close(found, torch.full((17,), 5 * 2.0**-140), atol=few_bits, rtol=0)
     assert np.float64(1e-310) * 0.5 > 0  # nobody has set the processor to flush them
 
 
@@ -123,10 +142,30 @@ def test_a_column_beyond_16_bits_needs_the_dense_format(kernels):
     weight[1, -1] = 3
 
     assert multiplied(kernels, weight, "dense", torch.ones(65_536)).tolist() == [0, 3]
-    for format in set(FORMATS) - {"dense"}:
+    for format in (one for one in FORMATS if not one.startswith("dense")):
         assert Packed.bytes_of(kernels, weight, format) == -1
         with pytest.raises(ValueError, match=f"no {format}"):
             Packed(kernels, weight, format)
+
+
+@each_kernels
+def test_a_narrow_type_holds_a_matrix_exactly_or_not_at_all(kernels):
+    exact = torch.tensor([[127.0, -3.0], [0.0, 254.0]])  # scales 1 and 2
+    for format in (one for one in FORMATS if "-" in one):
+        assert Packed.bytes_of(kernels, exact, format) > 0
+        assert multiplied(kernels, exact, format, torch.ones(2)).tolist() == [124, 254]
+        assert Packed.bytes_of(kernels, torch.tensor([[1.0, 0.1]]), format) == -1
+
+
+@each_kernels
+def test_narrow_values_take_the_fewer_bytes(kernels):
+    weight = torch.ones(128, 512)
+    dense, *narrow = (
+        Packed.bytes_of(kernels, fitting(weight, one), one)
+        for one in ("dense", "dense-bf16", "dense-int8")
+    )
+
+    assert [round(dense / one, 1) for one in narrow] == [2, 4]
 
 
 # Layers
@@ -303,6 +342,18 @@ def test_packed_weights_follow_the_parameters():
         assert is_current()
 
 
+def test_weights_that_are_narrow_no_more_are_packed_as_they_are():
+    module, x = masked(HLSTM(3, 4, gate_hidden=(5,)), 0.5), torch.randn(6, 1, 3)
+    module.formats = packed_as(module, lambda: "windows-int8")
+
+    with torch.no_grad():
+        assert in_c(module, x)
+        module.weight_gate1_l0 += 0.1 * torch.randn_like(module.weight_gate1_l0)
+        found = module(x)
+        module.formats = {}
+        assert_near(found, module(x))
+
+
 def test_packed_weights_stay_where_they_are_used():
     module, x = deployed(masked(HLSTM(3, 4, gate_hidden=(5,)), 0.5)), torch.randn(6, 1, 3)
     with torch.no_grad():
@@ -346,7 +397,8 @@ def damaged(module: Any, random: random.Random) -> None:
     elif kind == 2:
         parameters.pop(name)
     else:
-        module.formats = {**module.formats, name: random.choice([*FORMATS, "ROWS", 3, None])}
+        formats = module.formats if isinstance(module.formats, dict) else {}
+        module.formats = {**formats, name: random.choice([*FORMATS, "ROWS", 3, None])}
 
 
 @pytest.mark.parametrize("seed", range(120))

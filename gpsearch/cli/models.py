@@ -55,7 +55,7 @@ def train(
             listener=lambda epoch: typer.echo(epoch_line(epoch, chosen.training.epochs)),
             pause=pause,
         )
-    deployed = compact(model)
+    deployed = compact(model, weights=chosen.deployment.weights)
     save_model(deployed, folder / "model.pt")
     (folder / "checkpoint.pt").unlink()
     scores = {split: learned.evaluate(deployed, split) for split in ("dev", "test")}

@@ -18,8 +18,17 @@ from torch.overrides import has_torch_function
 from gpsearch.kernels.compiled import KINDS
 from gpsearch.kernels.native import Native
 
-FORMATS = ("dense", "rows", "sell16", "windows", "16x1", "8x1", "4x4")
-"""How a weight matrix may be packed; `csrc/matrix.h` describes them, in this order."""
+_LAYOUTS = ("dense", "rows", "sell16", "windows", "16x1", "8x1", "4x4")
+_TYPES = ("", "-bf16", "-int8")
+_CODES = {
+    layout + type: (i, j)
+    for j, type in enumerate(_TYPES)
+    for i, layout in enumerate(_LAYOUTS)
+    if not type or layout not in ("rows", "8x1")
+}
+FORMATS = tuple(_CODES)
+"""How a weight matrix may be packed; `csrc/pack.h` describes the layouts, and the types of values,
+in these orders. A narrow type is for weights that it holds exactly; see `gpsearch.quantize`."""
 MOST_SEQUENCES = 4
 """Sequences of a batch up to which one after the other is fast."""
 
@@ -83,7 +92,8 @@ class Packed:
         format: One of `FORMATS`.
 
     Raises:
-        ValueError: The format cannot hold the matrix: it has more than 65,535 columns.
+        ValueError: The format cannot hold the matrix: it has more than 65,535 columns, or weights
+            that a narrow type could only round.
     """
 
     def __init__(self, kernels: Native, weight: Float[Tensor, "rows in"], format: str) -> None:
@@ -93,15 +103,13 @@ class Packed:
             raise ValueError(f"no {format} for a matrix of {list(weight.shape)}")
         self._memory = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
         self.pointer = -(-self._memory.data_ptr() // _ALIGNMENT) * _ALIGNMENT
-        kernels.pack_matrix(FORMATS.index(format), weight.data_ptr(), *weight.shape, self.pointer)
+        kernels.pack_matrix(*_CODES[format], weight.data_ptr(), *weight.shape, self.pointer)
 
     @staticmethod
     def bytes_of(kernels: Native, weight: Float[Tensor, "rows in"], format: str) -> int:
         """Return the bytes that a packed matrix takes; -1 where the format cannot hold it."""
         weight = weight.contiguous()
-        return int(
-            kernels.pack_matrix(FORMATS.index(format), weight.data_ptr(), *weight.shape, None)
-        )
+        return int(kernels.pack_matrix(*_CODES[format], weight.data_ptr(), *weight.shape, None))
 
 
 class Decoder:
@@ -210,7 +218,7 @@ class Decoder:
     def _front(self, front: Front | None) -> _Front:
         if front is None:
             return _Front()
-        along = "dense" if front.input.format == "dense" else "rows"
+        along = "dense" if front.input.format.startswith("dense") else "rows"
         return _Front(
             len(front.state.weight) // 4,
             self._gates(front.input),
@@ -229,10 +237,15 @@ class Decoder:
         for weight in matrix.weight.chunk(4):
             key = weight.data_ptr(), matrix.format
             if key not in self._packed:
-                self._packed[key] = Packed(self._kernels, weight, matrix.format)
+                self._packed[key] = self._pack(weight, matrix.format)
             self._kept.append(self._packed[key])
             pointers.append(self._packed[key].pointer)
         return (ctypes.c_void_p * 4)(*pointers)
+
+    def _pack(self, weight: Float[Tensor, "rows in"], format: str) -> Packed:
+        """Pack a matrix; with wide values where the narrow ones do not hold it (any more)."""
+        held = Packed.bytes_of(self._kernels, weight, format) >= 0
+        return Packed(self._kernels, weight, format if held else format.partition("-")[0])
 
     def _bias(self, weight: Tensor, bias: Tensor | None) -> Float[Tensor, " padded"]:
         """Lay a bias out as the kernels do: each gate's part filled up to its stride."""

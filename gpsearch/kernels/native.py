@@ -29,7 +29,7 @@ _ARGUMENTS = {
     "forward_sparse": "p",
     "backward_sparse": "p",
     "sampled": "piiipipip",
-    "pack_matrix": "ipiip",
+    "pack_matrix": "iipiip",
     "multiply_matrix": "ppp",
     "decode_stride": "i",
     "decode": "piiiippiipiipp",

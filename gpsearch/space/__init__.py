@@ -1,6 +1,6 @@
 """Search spaces: TOML files that say which candidates there are, and which are the baselines.
 
-Every key of a candidate's three tables may stand in a space, and is one of
+Every key of a candidate's four tables may stand in a space, and is one of
 
     layers = 2                                            fixed
     activation = ["relu", "tanh"]                         one of these
@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gpsearch.candidate import Architecture, Candidate, Training
+from gpsearch.candidate import Architecture, Candidate, Deployment, Training
 from gpsearch.errors import UserError
 from gpsearch.space.file import SpaceFile, built_in, of_schedule
 from gpsearch.space.values import Choice, Fixed, Keys, Parameter, Range, Trial
@@ -108,7 +108,8 @@ class Space:
         tables = {
             "architecture": self._architecture(trial),
             "schedule": self._schedule(trial),
-            "training": self._training(trial),
+            "training": self._record(trial, "training", Training),
+            "deployment": self._record(trial, "deployment", Deployment),
         }
         return Candidate.from_dict(tables, self.where)
 
@@ -165,10 +166,10 @@ class Space:
             rows[one.key] = one.values.suggest(trial, one.name)
         return rows
 
-    def _training(self, trial: Trial) -> dict[str, Any]:
+    def _record(self, trial: Trial, table: str, kind: type[Any]) -> dict[str, Any]:
         rows: dict[str, Any] = {}
-        for field in dataclasses.fields(Training):
-            rows |= self._value(trial, "training", field.name)
+        for field in dataclasses.fields(kind):
+            rows |= self._value(trial, table, field.name)
         return rows
 
     def _value(self, trial: Trial, table: str, key: str) -> dict[str, Any]:

@@ -13,13 +13,14 @@ from itertools import combinations_with_replacement, product
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from gpsearch.candidate import Architecture, Training, record
+from gpsearch.candidate import Architecture, Deployment, Training, record
 from gpsearch.errors import UserError
 from gpsearch.schedule import SCHEDULES
 from gpsearch.space.values import Keys, Parameter, Range, Snapped, parse
 
 KNOWN = ", ".join(SCHEDULES)
-TABLES = ("architecture", "schedule", "training", "baselines", "rows", "snapped")
+RECORDS = {"architecture": Architecture, "training": Training, "deployment": Deployment}
+TABLES = ("architecture", "schedule", "training", "deployment", "baselines", "rows", "snapped")
 SNAPPING = ("hidden_size", "gate_width")
 """Keys of the architecture that can snap to a device's steps."""
 
@@ -107,7 +108,7 @@ class SpaceFile:
     # The keys
 
     def _parameters(self) -> Iterator[Parameter]:
-        for table, kind in (("architecture", Architecture), ("training", Training)):
+        for table, kind in RECORDS.items():
             yield from self._table(self.tables.get(table, {}), (table,), _fields([kind]))
         schedule = self.tables.get("schedule", {})
         common = {"name": (str, "dense"), **_fields(SCHEDULES.values())}
@@ -171,7 +172,7 @@ class SpaceFile:
 
         The records relate at most two of their keys to each other, so pairs are enough.
         """
-        for table, kind in (("architecture", Architecture), ("training", Training)):
+        for table, kind in RECORDS.items():
             self._check_record(kind, table, [p for k, p in parameters.items() if k[0] == table])
         name = parameters.get(("schedule", "name"))
         for choice in name.values.corners if name else ():

@@ -12,6 +12,14 @@ INLINE vf picked(const float *x, const uint8_t *lanes)
     return (vf)_mm512_permutex2var_ps((__m512)load(x), at, (__m512)load(x + 16));
 }
 INLINE vf four_times(const float *x) { return (vf)_mm512_broadcast_f32x4(_mm_loadu_ps(x)); }
+INLINE vf from_bytes(const void *at)
+{
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(*(const __m128i_u *)at));
+}
+INLINE vf from_halves(const void *at)
+{
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(*(const __m256i_u *)at), 16);
+}
 #elif VW == 8
 INLINE vf gather(const float *x, const uint16_t *at)
 {
@@ -26,6 +34,14 @@ INLINE vf picked(const float *x, const uint8_t *lanes)
     return (vf)_mm256_permutevar8x32_ps((__m256)load(x), (__m256i)at);
 }
 INLINE vf four_times(const float *x) { return (vf)_mm256_broadcast_ps((const __m128 *)x); }
+INLINE vf from_bytes(const void *at)
+{
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+}
+INLINE vf from_halves(const void *at)
+{
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(*(const __m128i_u *)at), 16);
+}
 #else
 INLINE vf gather(const float *x, const uint16_t *at)
 {
@@ -37,6 +53,18 @@ INLINE vf picked(const float *x, const uint8_t *lanes)
     return (vf){x[at & 3], x[at >> 2 & 3], x[at >> 4 & 3], x[at >> 6]};
 }
 INLINE vf four_times(const float *x) { return load(x); }
+INLINE vf from_bytes(const void *at)
+{
+    const int8_t *const b = (const int8_t *)at;
+    return (vf){b[0], b[1], b[2], b[3]};
+}
+INLINE vf from_halves(const void *at)
+{
+    typedef uint32_t vu __attribute__((vector_size(16)));
+    uint16_t h[4];
+    memcpy(h, at, sizeof h);
+    return (vf)((vu){h[0], h[1], h[2], h[3]} << 16);
+}
 #endif
 
 INLINE float sum_of(vf x)
@@ -48,6 +76,7 @@ INLINE float sum_of(vf x)
 
 /* The arrays of a packed matrix; of each group the steps, first to last - 1, and its first row. */
 #define VALUES(m) ((const float *)((const char *)(m) + (m)->values))
+#define SCALES(m) ((const float *)((const char *)(m) + (m)->scales))
 #define PLACES(m, type) ((const type *)((const char *)(m) + (m)->places))
 #define STARTS(m) ((const int32_t *)((const char *)(m) + (m)->starts))
 #define HEADS(m) ((const int32_t *)((const char *)(m) + (m)->heads))
@@ -57,32 +86,51 @@ INLINE float sum_of(vf x)
          g < (m)->groups && (first = STARTS(m)[g], last = STARTS(m)[g + 1], row = HEADS(m)[g], 1); \
          g++)
 
+/* VW of the values, from some place on; those of 8 bits still want their scales. */
+INLINE vf value(const int type, const Matrix *m, int64_t at)
+{
+    const char *const values = (const char *)m + m->values;
+    if (type == FLOAT32) return load((const float *)values + at);
+    return type == INT8 ? from_bytes(values + at) : from_halves(values + 2 * at);
+}
+
+INLINE vf scaled(const int type, const Matrix *m, int64_t lane, vf sums)
+{
+    return type == INT8 ? load(SCALES(m) + lane) * sums : sums;
+}
+
 /* Weights come from memory that is farther away than the processor's own foresight reaches. */
 #define AHEAD 1024
-INLINE void fetch(const float *weights) { __builtin_prefetch((const char *)weights + AHEAD); }
+INLINE void fetch(const int type, const Matrix *m, int64_t at)
+{
+    __builtin_prefetch((const char *)VALUES(m) + at * bytes_of(type) + AHEAD);
+}
 
 /* Sums are taken in four parts: the next product need not wait for the last one. */
 
-static void multiply_dense(const Matrix *m, const float *x, float *y)
+INLINE void multiply_dense(const int type, const Matrix *m, const float *x, float *y)
 {
-    const float *panel = VALUES(m);
-    for (int64_t row = 0; row < m->rows; row += PANEL, panel += PANEL * m->columns) {
-        vf sums[4][2] = {{load(y + row), load(y + row + VW)}};
+    int64_t at = 0;
+    for (int64_t row = 0; row < m->rows; row += PANEL) {
+        vf sums[4][2] = {{{0}}};
         int64_t k = 0;
-        for (; k + 4 <= m->columns; k += 4)
+        for (; k + 4 <= m->columns; k += 4, at += 4 * PANEL)
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++) {
                 const vf one = splat(x[k + i]);
-                fetch(panel + (k + i) * PANEL);
-                sums[i][0] += one * load(panel + (k + i) * PANEL);
-                sums[i][1] += one * load(panel + (k + i) * PANEL + VW);
+                if (i % (4 / bytes_of(type)) == 0) fetch(type, m, at + i * PANEL);
+                sums[i][0] += one * value(type, m, at + i * PANEL);
+                sums[i][1] += one * value(type, m, at + i * PANEL + VW);
             }
-        for (; k < m->columns; k++) {
-            sums[0][0] += splat(x[k]) * load(panel + k * PANEL);
-            sums[0][1] += splat(x[k]) * load(panel + k * PANEL + VW);
+        for (; k < m->columns; k++, at += PANEL) {
+            sums[0][0] += splat(x[k]) * value(type, m, at);
+            sums[0][1] += splat(x[k]) * value(type, m, at + VW);
         }
-        store(y + row, (sums[0][0] + sums[1][0]) + (sums[2][0] + sums[3][0]));
-        store(y + row + VW, (sums[0][1] + sums[1][1]) + (sums[2][1] + sums[3][1]));
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) {
+            const vf sum = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
+            store(y + row + i * VW, load(y + row + i * VW) + scaled(type, m, row + i * VW, sum));
+        }
     }
 }
 
@@ -101,99 +149,121 @@ static void multiply_rows(const Matrix *m, const float *x, float *y)
 }
 
 /* y += sums of VW rows; those that the matrix lacks are zero, and come to y's padding. */
-INLINE void add_rows(const Matrix *m, int64_t lane, vf sums, float *y)
+INLINE void add_rows(const int type, const Matrix *m, int64_t lane, vf sums, float *y)
 {
     const int32_t *order = ORDER(m) + lane;
+    sums = scaled(type, m, lane, sums);
     if (!m->order) store(y + lane, load(y + lane) + sums);
     else
         for (int i = 0; i < VW; i++) y[order[i]] += sums[i];
 }
 
-static void multiply_sell(const Matrix *m, const float *x, float *y)
+INLINE void multiply_sell(const int type, const Matrix *m, const float *x, float *y)
 {
     EACH_GROUP(m) {
         vf sums[2][16 / VW] = {{{0}}};
-        const float *w = VALUES(m) + first * 16;
-        const uint16_t *at = PLACES(m, uint16_t) + first * 16;
-        int64_t k = last - first;
-        for (; k >= 2; k -= 2, w += 32, at += 32)
+        const uint16_t *at = PLACES(m, uint16_t);
+        int64_t k = first * 16;
+        for (; k + 32 <= last * 16; k += 32)
 #pragma GCC unroll 8
             for (int i = 0; i < 32 / VW; i++)
-                sums[i * VW / 16][i % (16 / VW)] += gather(x, at + i * VW) * load(w + i * VW);
-        if (k)
+                sums[i * VW / 16][i % (16 / VW)] +=
+                    gather(x, at + k + i * VW) * value(type, m, k + i * VW);
+        if (k < last * 16)
 #pragma GCC unroll 4
-            for (int i = 0; i < 16 / VW; i++) sums[0][i] += gather(x, at + i * VW) * load(w + i * VW);
+            for (int i = 0; i < 16 / VW; i++)
+                sums[0][i] += gather(x, at + k + i * VW) * value(type, m, k + i * VW);
         for (int i = 0; i < 16 / VW; i++)
-            add_rows(m, row + i * VW, sums[0][i] + sums[1][i], y);
+            add_rows(type, m, row + i * VW, sums[0][i] + sums[1][i], y);
     }
 }
 
-static void multiply_windows(const Matrix *m, const float *x, float *y)
+INLINE void multiply_windows(const int type, const Matrix *m, const float *x, float *y)
 {
     EACH_GROUP(m) {
         vf sums[4] = {{0}};
-        const float *w = VALUES(m) + first * VW;
         const uint8_t *four = PLACES(m, uint8_t) + first * (2 + LANES_BYTES);
-        for (int64_t k = first; k < last; k += 4, w += 4 * VW, four += 4 * (2 + LANES_BYTES)) {
+        for (int64_t k = first; k < last; k += 4, four += 4 * (2 + LANES_BYTES)) {
             uint64_t starts;
             memcpy(&starts, four, 8);
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++)
                 sums[i] += picked(x + (starts >> 16 * i & 0xffff), four + 8 + i * LANES_BYTES) *
-                           load(w + i * VW);
+                           value(type, m, (k + i) * VW);
         }
-        add_rows(m, row, (sums[0] + sums[1]) + (sums[2] + sums[3]), y);
+        add_rows(type, m, row, (sums[0] + sums[1]) + (sums[2] + sums[3]), y);
     }
 }
 
-#define TALL(name, height, width)                                                                  \
-    static void name(const Matrix *m, const float *x, float *y)                                    \
-    {                                                                                              \
-        typedef float vt __attribute__((vector_size(4 * (width)), aligned(4), may_alias));         \
-        const float *w = VALUES(m);                                                                \
-        const uint16_t *at = PLACES(m, uint16_t);                                                  \
-        EACH_GROUP(m) {                                                                            \
-            vt sums[4][(height) / (width)] = {{{0}}};                                              \
-            int64_t k = first;                                                                     \
-            for (; k + 4 <= last; k += 4)                                                          \
-                _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++)                                \
-                    _Pragma("GCC unroll 4") for (int j = 0; j < (height) / (width); j++)           \
-                        sums[i][j] += (x[at[k + i]] - (vt){0}) *                                   \
-                                      *(const vt *)(w + (k + i) * (height) + j * (width));         \
-            for (; k < last; k++)                                                                  \
-                _Pragma("GCC unroll 4") for (int j = 0; j < (height) / (width); j++)               \
-                    sums[0][j] += (x[at[k]] - (vt){0}) *                                           \
-                                  *(const vt *)(w + k * (height) + j * (width));                   \
-            for (int j = 0; j < (height) / (width); j++)                                           \
-                *(vt *)(y + row + j * (width)) +=                                                  \
-                    (sums[0][j] + sums[1][j]) + (sums[2][j] + sums[3][j]);                         \
-        }                                                                                          \
+INLINE void multiply_16x1(const int type, const Matrix *m, const float *x, float *y)
+{
+    const uint16_t *at = PLACES(m, uint16_t);
+    EACH_GROUP(m) {
+        vf sums[4][16 / VW] = {{{0}}};
+        int64_t k = first;
+        for (; k + 4 <= last; k += 4)
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++)
+#pragma GCC unroll 4
+                for (int j = 0; j < 16 / VW; j++)
+                    sums[i][j] += splat(x[at[k + i]]) * value(type, m, (k + i) * 16 + j * VW);
+        for (; k < last; k++)
+#pragma GCC unroll 4
+            for (int j = 0; j < 16 / VW; j++)
+                sums[0][j] += splat(x[at[k]]) * value(type, m, k * 16 + j * VW);
+        for (int j = 0; j < 16 / VW; j++)
+            add_rows(type, m, row + j * VW, (sums[0][j] + sums[1][j]) + (sums[2][j] + sums[3][j]), y);
     }
-TALL(multiply_16x1, 16, VW)
-TALL(multiply_8x1, 8, (VW < 8 ? VW : 8))
-#undef TALL
+}
 
-static void multiply_4x4(const Matrix *m, const float *x, float *y)
+/* The same in vectors of 8 at the most: half of one where there are longer ones. */
+static void multiply_8x1(const Matrix *m, const float *x, float *y)
+{
+    enum { WIDE = VW < 8 ? VW : 8 };
+    typedef float vt __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
+    const float *w = VALUES(m);
+    const uint16_t *at = PLACES(m, uint16_t);
+    EACH_GROUP(m) {
+        vt sums[4][8 / WIDE] = {{{0}}};
+        int64_t k = first;
+        for (; k + 4 <= last; k += 4)
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++)
+#pragma GCC unroll 4
+                for (int j = 0; j < 8 / WIDE; j++)
+                    sums[i][j] += (x[at[k + i]] - (vt){0}) *
+                                  *(const vt *)(w + (k + i) * 8 + j * WIDE);
+        for (; k < last; k++)
+#pragma GCC unroll 4
+            for (int j = 0; j < 8 / WIDE; j++)
+                sums[0][j] += (x[at[k]] - (vt){0}) * *(const vt *)(w + k * 8 + j * WIDE);
+        for (int j = 0; j < 8 / WIDE; j++)
+            *(vt *)(y + row + j * WIDE) += (sums[0][j] + sums[1][j]) + (sums[2][j] + sums[3][j]);
+    }
+}
+
+INLINE void multiply_4x4(const int type, const Matrix *m, const float *x, float *y)
 {
     const uint16_t *at = PLACES(m, uint16_t);
     EACH_GROUP(m) {
         vf sums[2][16 / VW] = {{{0}}};
-        const float *w = VALUES(m) + first * 16;
         int64_t k = first;
-        for (; k + 2 <= last; k += 2, w += 32)
+        for (; k + 2 <= last; k += 2)
 #pragma GCC unroll 8
             for (int i = 0; i < 32 / VW; i++)
                 sums[i * VW / 16][i % (16 / VW)] +=
-                    four_times(x + 4 * at[k + i * VW / 16]) * load(w + i * VW);
+                    four_times(x + 4 * at[k + i * VW / 16]) * value(type, m, k * 16 + i * VW);
         if (k < last)
 #pragma GCC unroll 4
             for (int i = 0; i < 16 / VW; i++)
-                sums[0][i] += four_times(x + 4 * at[k]) * load(w + i * VW);
+                sums[0][i] += four_times(x + 4 * at[k]) * value(type, m, k * 16 + i * VW);
         for (int i = 0; i < 16 / VW; i++) {
             const vf all = sums[0][i] + sums[1][i];
-            for (int j = 0; j < VW / 4; j++)
-                y[row + i * VW / 4 + j] +=
-                    (all[4 * j] + all[4 * j + 1]) + (all[4 * j + 2] + all[4 * j + 3]);
+            for (int j = 0; j < VW / 4; j++) {
+                const int64_t at_row = row + i * VW / 4 + j;
+                const float sum = (all[4 * j] + all[4 * j + 1]) + (all[4 * j + 2] + all[4 * j + 3]);
+                y[at_row] += type == INT8 ? SCALES(m)[at_row] * sum : sum;
+            }
         }
     }
 }
@@ -214,15 +284,23 @@ static float unrest(const float *x, int64_t columns)
 /* y += W x over the non-zeros. */
 static void multiply_packed(const Matrix *m, const float *x, float *y)
 {
+#define TYPED(name)                                                                                \
+    switch (m->type) {                                                                             \
+        case FLOAT32: name(FLOAT32, m, x, y); break;                                               \
+        case BFLOAT16: name(BFLOAT16, m, x, y); break;                                             \
+        default: name(INT8, m, x, y); break;                                                       \
+    }                                                                                              \
+    break
     switch (m->format) {
-        case DENSE: multiply_dense(m, x, y); break;
+        case DENSE: TYPED(multiply_dense);
         case ROWS: multiply_rows(m, x, y); break;
-        case SELL: multiply_sell(m, x, y); break;
-        case WINDOWS: multiply_windows(m, x, y); break;
-        case B16X1: multiply_16x1(m, x, y); break;
+        case SELL: TYPED(multiply_sell);
+        case WINDOWS: TYPED(multiply_windows);
+        case B16X1: TYPED(multiply_16x1);
         case B8X1: multiply_8x1(m, x, y); break;
-        default: multiply_4x4(m, x, y); break;
+        default: TYPED(multiply_4x4);
     }
+#undef TYPED
 }
 
 /* The same for matrices of one format, as dense ones would have it; x_step is 0 where all read the

@@ -14,6 +14,9 @@
      B16X1, B8X1   16 or 8 rows; a step has one column of them, with at least one non-zero.
      B4X4     4 rows; a step has four columns of them.
 
+   Values are stored as one of three types: FLOAT32, BFLOAT16, or INT8, where a row's values are whole
+   numbers times the row's scale. A type holds a matrix exactly, or the matrix is not packed so.
+
    Rows of SELL and WINDOWS are sorted by their number of non-zeros, so that a group's are alike,
    where that saves steps. Groups are sorted by their number of steps: the processor foresees the
    end of a loop that is as long as the one before. Vectors are longer than they need to be: x and y
@@ -23,6 +26,7 @@
 #include <stdlib.h>
 
 enum { DENSE, ROWS, SELL, WINDOWS, B16X1, B8X1, B4X4 };
+enum { FLOAT32, BFLOAT16, INT8 };
 
 #define PAD 16
 #define MOST_COLUMNS 65535 /* a column is 16 bits wide */
@@ -33,10 +37,10 @@ enum { DENSE, ROWS, SELL, WINDOWS, B16X1, B8X1, B4X4 };
 #define SORTING_PAYS 0.95 /* at this share of the steps, or less: results have to be scattered */
 
 typedef struct {
-    int64_t format, rows, columns, groups;
+    int64_t format, type, rows, columns, groups;
     /* In bytes from the header on: of all steps, of all groups, and of all their rows; order is 0
-       where these follow one another. */
-    int64_t values, places, starts, heads, order;
+       where these follow one another, scales where there are none. */
+    int64_t values, places, starts, heads, order, scales;
 } Matrix;
 
 typedef struct {
@@ -44,8 +48,9 @@ typedef struct {
 } Shape;
 
 typedef struct {
-    const float *w; /* row-major */
+    const float *w; /* row-major; whole numbers where there are scales */
     int64_t rows, columns;
+    const float *scales; /* of the rows, or NULL */
 } Source;
 
 static Shape shape_of(int64_t format)
@@ -57,6 +62,53 @@ static Shape shape_of(int64_t format)
         case B16X1: return (Shape){16, 16, 2, 0};
         case B8X1: return (Shape){8, 8, 2, 0};
         default: return (Shape){4, 16, 2, 0};
+    }
+}
+
+/* Types */
+
+INLINE int64_t bytes_of(int64_t type) { return type == FLOAT32 ? 4 : type == BFLOAT16 ? 2 : 1; }
+
+/* Finds the scale of a row that makes its values whole numbers within 127, and these; 0: none. */
+static int whole_numbers(const float *w, int64_t columns, float *scale, float *whole)
+{
+    float most = 0.0f;
+    for (int64_t k = 0; k < columns; k++) {
+        const float size = w[k] < 0.0f ? -w[k] : w[k];
+        most = size > most ? size : most;
+    }
+    *scale = most / 127.0f;
+    for (int64_t k = 0; k < columns; k++) {
+        const float times = most > 0.0f ? w[k] / *scale : 0.0f;
+        if (!(times > -127.5f && times < 127.5f)) return 0;
+        whole[k] = (float)(int32_t)(times + (times < 0.0f ? -0.5f : 0.5f));
+        if (whole[k] * *scale != w[k]) return 0;
+    }
+    return 1;
+}
+
+/* Tells whether a type holds all values exactly; for INT8, writes what stands in for them. */
+static int holds(int64_t type, const Source *s, float *scales, float *whole)
+{
+    const int64_t n = s->columns;
+    for (int64_t row = 0; type == INT8 && row < s->rows; row++)
+        if (!whole_numbers(s->w + row * n, n, scales + row, whole + row * n)) return 0;
+    for (int64_t i = 0; type == BFLOAT16 && i < s->rows * n; i++) {
+        uint32_t bits;
+        memcpy(&bits, s->w + i, 4);
+        if (bits & 0xffff) return 0;
+    }
+    return 1;
+}
+
+static void write_narrow(int64_t type, const float *values, int64_t count, char *to)
+{
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, values + i, 4);
+        const uint16_t upper = (uint16_t)(bits >> 16);
+        if (type == INT8) ((int8_t *)to)[i] = (int8_t)values[i];
+        else memcpy(to + 2 * i, &upper, 2);
     }
 }
 
@@ -204,56 +256,94 @@ static Plan planned(int64_t format, const Source *s, int64_t groups, int sorted)
 
 INLINE int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-static void write_matrix(const Matrix *m, const Source *s, const Plan *p, char *to)
+/* Places the arrays of a matrix one after the other, and returns the bytes that it takes. */
+static int64_t place(Matrix *m, int64_t values, int64_t steps, int64_t lanes, int sorted)
+{
+    const Shape shape = shape_of(m->format);
+    m->values = whole_lines(sizeof(Matrix));
+    m->scales = m->values + whole_lines(values * bytes_of(m->type));
+    m->places = m->scales + (m->type == INT8 ? whole_lines(4 * lanes) : 0);
+    m->starts = m->places + whole_lines(steps * shape.place_bytes);
+    m->heads = m->starts + (m->groups ? whole_lines(4 * (m->groups + 1)) : 0);
+    m->order = m->heads + whole_lines(4 * m->groups);
+    const int64_t size = m->order + (sorted ? whole_lines(4 * lanes) : 0);
+    if (!sorted) m->order = 0;
+    if (m->type != INT8) m->scales = 0;
+    return size;
+}
+
+/* Writes what `place` made room for; a dense matrix has no plan. */
+static void write_matrix(const Matrix *m, const Source *s, const Plan *p, float *values, char *to)
 {
     const Shape shape = shape_of(m->format);
     int32_t *starts = (int32_t *)(to + m->starts), *heads = (int32_t *)(to + m->heads), rows[16];
     memcpy(to, m, sizeof *m);
-    starts[0] = 0;
+    if (!p) NAME(pack)(s->w, s->columns, 1, s->rows, s->columns, values);
+    else starts[0] = 0;
     for (int64_t g = 0; g < m->groups; g++) {
         heads[g] = number(p->groups[g]) * shape.height;
         rows_of(p, number(p->groups[g]), shape.height, rows);
         starts[g + 1] = starts[g] + (int32_t)write_group(
-            m->format, s, rows, (float *)(to + m->values) + (int64_t)starts[g] * shape.values,
+            m->format, s, rows, values + (int64_t)starts[g] * shape.values,
             to + m->places + (int64_t)starts[g] * shape.place_bytes);
     }
-    for (int64_t i = 0; m->order && i < m->groups * shape.height; i++)
-        ((int32_t *)(to + m->order))[i] = number(p->order[i]);
+    const int64_t lanes = p ? m->groups * shape.height : panels(m->rows) * PANEL;
+    for (int64_t i = 0; i < lanes; i++) {
+        const int64_t row = m->order ? number(p->order[i]) : i;
+        if (m->order) ((int32_t *)(to + m->order))[i] = (int32_t)row;
+        if (m->scales) ((float *)(to + m->scales))[i] = row < s->rows ? s->scales[row] : 0.0f;
+    }
 }
 
 static int64_t pack_planned(Matrix *m, const Source *s, const Plan *p, int sorted, char *to)
 {
     const Shape shape = shape_of(m->format);
-    m->places = m->values + whole_lines(4 * p->steps * shape.values);
-    m->starts = m->places + whole_lines(p->steps * shape.place_bytes);
-    m->heads = m->starts + whole_lines(4 * (m->groups + 1));
-    int64_t size = m->heads + whole_lines(4 * m->groups);
-    if (sorted) m->order = size, size += whole_lines(4 * m->groups * shape.height);
-    if (p->steps >= INT32_MAX) return -1;
-    if (to) write_matrix(m, s, p, to);
+    const int64_t lanes = p ? m->groups * shape.height : panels(m->rows) * PANEL;
+    const int64_t count = p ? p->steps * shape.values : lanes * m->columns;
+    if (p && p->steps >= INT32_MAX) return -1;
+    const int64_t size = place(m, count, p ? p->steps : 0, lanes, sorted);
+    if (!to) return size;
+    float *const values =
+        m->type == FLOAT32 ? (float *)(to + m->values) : malloc((size_t)count * sizeof(float) + 1);
+    if (!values) return -1;
+    write_matrix(m, s, p, values, to);
+    if (m->type == FLOAT32) return size;
+    write_narrow(m->type, values, count, to + m->values);
+    free(values);
+    return size;
+}
+
+static int64_t pack_source(Matrix *m, const Source *s, char *to)
+{
+    if (m->format == DENSE) return pack_planned(m, s, NULL, 0, to);
+    if (m->type != FLOAT32 && (m->format == ROWS || m->format == B8X1)) return -1;
+    if (m->columns > MOST_COLUMNS || m->rows >= INT32_MAX - PAD) return -1;
+    const Shape shape = shape_of(m->format);
+    m->groups = (m->rows + shape.height - 1) / shape.height;
+    Plan plain = planned(m->format, s, m->groups, 0), sorted = {0, NULL, NULL};
+    if (shape.sorted) sorted = planned(m->format, s, m->groups, 1);
+    const int sort = sorted.order && (double)sorted.steps < SORTING_PAYS * (double)plain.steps;
+    const int64_t size = plain.order ? pack_planned(m, s, sort ? &sorted : &plain, sort, to) : -1;
+    free(plain.order), free(sorted.order);
     return size;
 }
 
 /* Packs w [rows, columns] into `to`, and returns the bytes that it takes; without `to`, only that.
-   -1: the format cannot hold so many columns or non-zeros, or memory is lacking. */
-int64_t NAME(pack_matrix)(int64_t format, const float *w, int64_t rows, int64_t columns, void *to)
+   -1: the format cannot hold so many columns or non-zeros, or the type these values, or memory is
+   lacking. */
+int64_t NAME(pack_matrix)(
+    int64_t format, int64_t type, const float *w, int64_t rows, int64_t columns, void *to)
 {
-    const Source s = {w, rows, columns};
-    const Shape shape = shape_of(format);
-    Matrix m = {format, rows, columns, 0, whole_lines(sizeof(Matrix)), 0, 0, 0, 0};
-    if (format == DENSE) {
-        if (to) {
-            memcpy(to, &m, sizeof m);
-            NAME(pack)(w, columns, 1, rows, columns, (float *)((char *)to + m.values));
-        }
-        return m.values + whole_lines(4 * NAME(packed_size)(rows, columns));
+    Matrix m = {.format = format, .type = type, .rows = rows, .columns = columns};
+    Source s = {w, rows, columns, NULL};
+    if (type == FLOAT32) return pack_source(&m, &s, to);
+    float *const scales = malloc((size_t)(rows * (columns + 1)) * sizeof(float) + 1);
+    if (!scales) return -1;
+    int64_t size = -1;
+    if (holds(type, &s, scales, scales + rows)) {
+        if (type == INT8) s.w = scales + rows, s.scales = scales;
+        size = pack_source(&m, &s, to);
     }
-    if (columns > MOST_COLUMNS || rows >= INT32_MAX - PAD) return -1;
-    m.groups = (rows + shape.height - 1) / shape.height;
-    Plan plain = planned(format, &s, m.groups, 0), sorted = {0, NULL, NULL};
-    if (shape.sorted) sorted = planned(format, &s, m.groups, 1);
-    const int sort = sorted.order && (double)sorted.steps < SORTING_PAYS * (double)plain.steps;
-    const int64_t size = plain.order ? pack_planned(&m, &s, sort ? &sorted : &plain, sort, to) : -1;
-    free(plain.order), free(sorted.order);
+    free(scales);
     return size;
 }

@@ -1,0 +1,127 @@
+"""Narrow weights: small errors, zeros kept, exact where they are packed."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from gpsearch import HLSTM, compact
+from gpsearch.flops import weights as count
+from gpsearch.kernels import native
+from gpsearch.kernels.decode import Packed
+from gpsearch.quantize import quantize_weights, rounded, stored_bytes
+
+KERNELS = native.native()
+
+matrices = st.builds(
+    lambda rows, columns, size, seed: (
+        size * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    ),
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 40),
+    size=st.sampled_from([1e-6, 0.1, 1.0, 1e6]),
+    seed=st.integers(0, 2**20),
+)
+
+
+def test_whole_numbers_times_a_scale_of_the_row():
+    weight = torch.tensor([[127.0, 63.4, -0.4], [2.0, -1.01, 0.0]])
+
+    first, second = rounded(weight, "int8")
+
+    assert first.tolist() == [127, 63, 0]
+    torch.testing.assert_close(second, torch.tensor([2, -2 * 64 / 127, 0]), rtol=1e-4, atol=0)
+
+
+def test_eight_significant_bits():
+    assert rounded(torch.tensor([[1.0, 1 + 2**-7, 1 + 2**-9]]), "bfloat16").tolist() == [
+        [1, 1 + 2**-7, 1]
+    ]
+
+
+@given(matrices)
+def test_no_weight_moves_by_more_than_half_a_step(weight: Tensor):
+    step = weight.abs().amax(1, keepdim=True) / 127
+
+    moved = (rounded(weight, "int8") - weight).abs()
+
+    assert (moved <= 0.502 * step).all()
+    assert ((rounded(weight, "bfloat16") - weight).abs() <= weight.abs() / 256).all()
+
+
+@given(matrices, st.sampled_from(["bfloat16", "int8"]))
+def test_rounding_twice_is_rounding_once(weight: Tensor, type: Any):
+    once = rounded(weight, type)
+
+    assert rounded(once, type).equal(once)
+
+
+@pytest.mark.skipif(KERNELS is None, reason="the kernels were not built")
+@given(matrices)
+def test_what_is_rounded_can_be_packed(weight: Tensor):
+    assert KERNELS is not None
+    assert Packed.bytes_of(KERNELS, rounded(weight, "int8"), "dense-int8") > 0
+    assert Packed.bytes_of(KERNELS, rounded(weight, "bfloat16"), "dense-bf16") > 0
+
+
+def test_what_is_no_number_stays_none():
+    assert rounded(torch.tensor([[1.0, float("nan")]]), "int8").isnan().any()
+
+
+def test_bytes_are_those_of_the_narrowest_exact_type():
+    weight = torch.randn(6, 10)
+
+    assert stored_bytes(weight) == 6 * 10 * 4
+    assert stored_bytes(rounded(weight, "bfloat16")) == 6 * 10 * 2
+    assert stored_bytes(rounded(weight, "int8")) == 6 * (10 + 4)
+    assert stored_bytes(weight.double()) == 6 * 10 * 8
+
+
+@pytest.mark.parametrize("make", [HLSTM, nn.LSTM])
+@pytest.mark.parametrize(("type", "near"), [("bfloat16", 2e-3), ("int8", 4e-3)])
+def test_a_models_recurrent_matrices_are_rounded_and_nothing_else(make, type, near):
+    model = nn.ModuleList([nn.Linear(5, 5), make(5, 16)]).eval()
+    before = copy.deepcopy(model)
+
+    quantize_weights(model, type)
+
+    for (name, old), new in zip(before.named_parameters(), model.parameters(), strict=True):
+        assert old.equal(new) == (name.startswith("0") or "bias" in name)
+    x = torch.randn(30, 1, 5)
+    torch.testing.assert_close(model[1](x)[0], before[1](x)[0], atol=near, rtol=0)
+
+
+def test_float32_leaves_all_as_it_is():
+    layer = HLSTM(3, 4)
+    before = copy.deepcopy(layer.state_dict())
+
+    quantize_weights(layer, "float32")
+
+    assert all(before[name].equal(value) for name, value in layer.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("type", ["bfloat16", "int8"])
+def test_a_compact_model_with_narrow_weights(type):
+    layer: Any = HLSTM(96, 80, gate_hidden=(72,)).eval()
+    layer.weight_gate_hh_l0 *= torch.rand_like(layer.weight_gate_hh_l0) < 0.1
+    zero, x = layer.weight_gate_hh_l0 == 0, torch.randn(20, 1, 96)
+
+    small: Any = compact(layer, weights=type)
+
+    plain = copy.deepcopy(small)
+    plain.formats = {}
+    torch.testing.assert_close(small(x)[0], plain(x)[0], atol=1e-5, rtol=1e-5)
+    assert (small.weight_gate_hh_l0[zero] == 0).all()
+    again: Any = compact(small, weights=type)
+    assert again.weight_gate_hh_l0.equal(small.weight_gate_hh_l0)
+    before, after = (count(one)["weight_bytes"].value for one in (layer, small))
+    assert after is not None
+    assert before is not None
+    assert after < 0.55 * before
