@@ -30,6 +30,7 @@ from gpsearch.kernels.decode import Packed
 from gpsearch.kernels.native import native
 from gpsearch.kernels.recurrence import plain
 from gpsearch.quantize import Weights
+from gpsearch.stream import Stream
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,6 +105,8 @@ def hlstm_ways(sizes: Sizes, x: Tensor, mode: str) -> Iterator[Way]:
             name = f"C, {zeros:.0%} zeros" + f" {structure}" * (structure != "element")
             thin = _with_zeros(layer, zeros, structure)
             yield from _deployed_ways(thin, x, mode, name)
+            if mode == STEPS and structure == "element":
+                yield from _stream_ways(thin, x, f"{name}, Stream")
             if structure == "element":
                 yield from _deployed_ways(thin, x, mode, name, "int8")
     for hidden, width in sizes.narrow:
@@ -136,6 +139,21 @@ def _deployed_ways(
         name += f", {weights}" * (weights != "float32")
         nbytes = _step_bytes(small, mode)
         yield Way(name, run(small, x, mode), lambda: truth(x), nbytes, formats, close)
+
+
+def _stream_ways(layer: HLSTM, x: Tensor, name: str) -> Iterator[Way]:
+    """Yield the `gpsearch.Stream` of what `compact` makes of a layer, if that is in C."""
+    small: Any = compact(_cell(layer))
+    truth = forward_by(plain, layer)
+    inputs = x.unbind()
+
+    def run() -> list[Tensor]:
+        stream = Stream(small)
+        return [stream(step) for step in inputs]
+
+    if small.formats:
+        formats = "/".join(dict.fromkeys(small.formats.values()))
+        yield Way(name, run, lambda: truth(x), _step_bytes(small, STEPS), formats)
 
 
 def _with_zeros(layer: HLSTM, zeros: float, structure: str) -> HLSTM:

@@ -19,6 +19,7 @@ A map, in reading order:
     kernels     the recurrence itself, over time and over ragged batches
     compact     `compact`: the smallest module with equal outputs
     formats     which way a recurrent layer runs fastest on this processor
+    stream      a layer over sequences that come step by step
     quantize    recurrent weights rounded to 16 or 8 bits
     compact_units  which units a model has, who makes them and who reads them
     flops       how many FLOPs and weights a model has
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from gpsearch.growprune import GrowPrune
     from gpsearch.profiling import Quantity, Reading, measure
     from gpsearch.profiling import find as find_device
+    from gpsearch.stream import Stream
 
 __version__ = metadata.version("gpsearch")
 
@@ -68,6 +70,7 @@ __all__ = [
     "HLSTMCell",
     "Quantity",
     "Reading",
+    "Stream",
     "UserError",
     "__version__",
     "compact",
@@ -81,6 +84,7 @@ _HOMES = {
     "HLSTMCell": "cell.HLSTMCell",
     "Quantity": "profiling.Quantity",
     "Reading": "profiling.Reading",
+    "Stream": "stream.Stream",
     "compact": "compact.compact",
     "find_device": "profiling.find",
     "measure": "profiling.measure",

@@ -117,7 +117,7 @@ def test_what_is_no_number_stays_none(kernels, format):
         x[3] = value  # which only zeros read: 0 * inf is NaN in a dense product
         assert multiplied(kernels, zeros, format, x).isnan().all()
     zeros[4, 7] = float("nan")
-    if format.endswith("int8"):
+    if format.endswith("int8") or format == "windows":
         assert Packed.bytes_of(kernels, zeros, format) == -1
         return
     assert multiplied(kernels, zeros, format, torch.ones(20)).isnan().tolist() == [

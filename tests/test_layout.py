@@ -23,7 +23,7 @@ FLOORS = (
     {"inference"},
     {"gated", "exporting"},
     {"cell", "blocks", "mask", "schedule", "pareto", "profiling"},
-    {"quantize"},
+    {"quantize", "stream"},
     {"candidate", "groups", "grow", "prune", "compact_units", "flops", "formats", "objectives"},
     {"block_masks", "unit_masks"},
     {"compact", "growprune", "space", "tasks"},

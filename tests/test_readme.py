@@ -32,7 +32,7 @@ def ran(code: str) -> dict[str, Any]:
     return names
 
 
-DEVICE, LAYER, LOOP = blocks("python")
+DEVICE, LAYER, LOOP, STREAM = blocks("python")
 COMMANDS = [
     line.split("#")[0] for line in "".join(blocks("bash")).splitlines() if line.startswith("gps")
 ]
@@ -53,6 +53,10 @@ def test_the_device_of_the_readme_measures(tmp_path: Path) -> None:
 
 def test_the_layer_of_the_readme_is_an_lstm() -> None:
     assert ran(LAYER)["y"].shape == (50, 8, 128)
+
+
+def test_the_stream_of_the_readme_flows() -> None:
+    assert ran(STREAM)["h"].shape == (1, 128)
 
 
 def test_the_loop_of_the_readme_learns_and_prunes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ _CODES = {
     layout + type: (i, j)
     for j, type in enumerate(_TYPES)
     for i, layout in enumerate(_LAYOUTS)
-    if not type or layout not in ("rows", "8x1")
+    if not type or (layout not in ("rows", "8x1") and layout + type != "windows-bf16")
 }
 FORMATS = tuple(_CODES)
 """How a weight matrix may be packed; `csrc/pack.h` describes the layouts, and the types of values,
@@ -131,11 +131,11 @@ class Decoder:
         packed: dict[tuple[int, str], Packed] | None = None,
     ) -> None:
         _refuse_unlike(cells, directions)
-        self._kernels, self._packed = kernels, {} if packed is None else packed
+        self.kernels, self._packed = kernels, {} if packed is None else packed
         self._kept: list[Any] = []
         self._cells = (_Cell * len(cells))(*map(self._cell, cells))
-        self._stack = ctypes.addressof(self._cells), len(cells) // directions, directions
-        self._inputs, self._size = int(self._cells[0].inputs), int(self._cells[0].size)
+        self._first, self._directions = ctypes.addressof(self._cells), directions
+        self.inputs, self._size = int(self._cells[0].inputs), int(self._cells[0].size)
         self._cells_count, self._width = len(cells), directions * self._size
 
     def run(
@@ -158,8 +158,8 @@ class Decoder:
         steps, batch, inputs = x.shape
         shape = self._cells_count, batch, self._size
         fits = state is None or state[0].shape == state[1].shape == shape
-        if inputs != self._inputs or not fits:
-            raise ValueError(f"packed for {self._inputs} inputs and states of {list(shape)}")
+        if inputs != self.inputs or not fits:
+            raise ValueError(f"packed for {self.inputs} inputs and states of {list(shape)}")
         if state is None:
             h, c = x.new_zeros(2, *shape).unbind()
         else:
@@ -169,12 +169,10 @@ class Decoder:
             lengths = lengths.to(torch.int64).contiguous()
         if x.stride(2) != 1:
             x = x.contiguous()
-        failed = self._kernels.decode(
-            *self._stack, steps, batch, None if lengths is None else lengths.data_ptr(),
-            x.data_ptr(), x.stride(0), x.stride(1),
-            out.data_ptr(), batch * self._width, self._width, h.data_ptr(), c.data_ptr(),
-        )  # fmt: skip
-        if failed:
+        stack = self._stack(x.stride(), (batch * self._width, self._width), h, c)
+        at_lengths = None if lengths is None else lengths.data_ptr()
+        where = ctypes.addressof(stack), steps, at_lengths, x.data_ptr(), out.data_ptr()
+        if self.kernels.decode(*where):
             raise MemoryError(f"no memory to run {steps} steps")
         return out, (h, c)
 
@@ -187,17 +185,27 @@ class Decoder:
         """Run a single cell for one step, and return the next h and c; no gradients."""
         batch, inputs = x.shape
         shape = batch, self._size
-        if inputs != self._inputs or not h.shape == c.shape == shape or self._cells_count != 1:
-            raise ValueError(f"packed for {self._inputs} inputs and states of {list(shape)}")
+        if inputs != self.inputs or not h.shape == c.shape == shape or self._cells_count != 1:
+            raise ValueError(f"packed for {self.inputs} inputs and states of {list(shape)}")
         x, h, c = x.contiguous(), h.contiguous(), c.contiguous()
         next_h, next_c = torch.empty_like(h), torch.empty_like(c)
-        failed = self._kernels.decode_step(
-            self._stack[0], batch, x.data_ptr(), inputs, h.data_ptr(), c.data_ptr(),
+        failed = self.kernels.decode_step(
+            self._first, batch, x.data_ptr(), inputs, h.data_ptr(), c.data_ptr(),
             next_h.data_ptr(), next_c.data_ptr(),
         )  # fmt: skip
         if failed:
             raise MemoryError("no memory to run a step")
         return next_h, next_c
+
+    def _stack(
+        self, x_stride: Sequence[int], out_stride: Sequence[int], h: Tensor, c: Tensor
+    ) -> _Stack:
+        """Say where everything lies: strides go from a step, and from a sequence, to the next."""
+        layers, batch = self._cells_count // self._directions, h.shape[1]
+        return _Stack(
+            layers, self._directions, self._first, *x_stride[:2], *out_stride, batch,
+            h.data_ptr(), c.data_ptr(),
+        )  # fmt: skip
 
     def _cell(self, cell: Cell) -> _Cell:
         front = _front(cell)
@@ -243,16 +251,50 @@ class Decoder:
         return (ctypes.c_void_p * 4)(*pointers)
 
     def _pack(self, weight: Float[Tensor, "rows in"], format: str) -> Packed:
-        """Pack a matrix; with wide values where the narrow ones do not hold it (any more)."""
-        held = Packed.bytes_of(self._kernels, weight, format) >= 0
-        return Packed(self._kernels, weight, format if held else format.partition("-")[0])
+        """Pack a matrix; where the format does not hold it (any more), in a wider one."""
+        wider = format, format.partition("-")[0], "dense"
+        held = (one for one in wider if Packed.bytes_of(self.kernels, weight, one) >= 0)
+        return Packed(self.kernels, weight, next(held))
 
     def _bias(self, weight: Tensor, bias: Tensor | None) -> Float[Tensor, " padded"]:
         """Lay a bias out as the kernels do: each gate's part filled up to its stride."""
         rows = len(weight) // 4
-        stride = int(self._kernels.decode_stride(rows))
+        stride = int(self.kernels.decode_stride(rows))
         parts = weight.new_zeros(4, rows) if bias is None else bias.view(4, rows)
         return F.pad(parts, (0, stride - rows)).flatten()
+
+
+class Running:
+    """A decoder in the midst of sequences, whose next steps are given one by one.
+
+    Args:
+        decoder: Of one direction.
+        h: [layers batch size], to be overwritten step by step.
+        c: The same.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        h: Float[Tensor, "layers batch size"],
+        c: Float[Tensor, "layers batch size"],
+    ) -> None:
+        self._decoder, self.h, self.c = decoder, h, c
+        batch, size = h.shape[1:]
+        self._shape, self._like = (batch, decoder.inputs), torch.empty(batch, size)
+        self._stack = decoder._stack((0, decoder.inputs), (0, size), h, c)
+        self._next, self._where = decoder.kernels.decode, ctypes.addressof(self._stack)
+
+    def suits(self, x: Tensor) -> bool:
+        """Tell whether the kernels can read this as the next step."""
+        return x.shape == self._shape and suits(x) and x.is_contiguous()
+
+    def step(self, x: Float[Tensor, "batch in"]) -> Float[Tensor, "batch size"]:
+        """Take a step with what `suits`, and return the last layer's outputs; no gradients."""
+        out = torch.empty_like(self._like)
+        if self._next(self._where, 1, None, x.data_ptr(), out.data_ptr()):
+            raise MemoryError("no memory to run a step")
+        return out
 
 
 def _refuse_unlike(cells: Sequence[Cell], directions: int) -> None:
@@ -306,4 +348,19 @@ class _Cell(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("depth", ctypes.c_int64),
         ("back", ctypes.c_void_p),
+    )
+
+
+class _Stack(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.c_int64),
+        ("directions", ctypes.c_int64),
+        ("cells", ctypes.c_void_p),
+        ("x_step", ctypes.c_int64),
+        ("x_row", ctypes.c_int64),
+        ("out_step", ctypes.c_int64),
+        ("out_row", ctypes.c_int64),
+        ("batch", ctypes.c_int64),
+        ("h", ctypes.c_void_p),
+        ("c", ctypes.c_void_p),
     )

@@ -32,7 +32,7 @@ _ARGUMENTS = {
     "pack_matrix": "iipiip",
     "multiply_matrix": "ppp",
     "decode_stride": "i",
-    "decode": "piiiippiipiipp",
+    "decode": "pippp",
     "decode_step": "pipipppp",
 }
 """Of every function: whole numbers (i, 64 bits) and pointers (p)."""

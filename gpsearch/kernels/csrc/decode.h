@@ -206,27 +206,24 @@ static void run_sequence(
 /* Runs a batch of sequences, one after the other; lengths may be NULL: all are `steps` long.
    Outputs beyond a length are zeros. Returns -1 where memory is lacking, else 0. */
 int64_t NAME(decode)(
-    const Cell *cells, int64_t layers, int64_t directions, int64_t steps, int64_t batch,
-    const int64_t *lengths, const float *x, int64_t x_step, int64_t x_row, float *out,
-    int64_t out_step, int64_t out_row, float *h, float *c)
+    const Stack *s, int64_t steps, const int64_t *lengths, const float *x, float *out)
 {
-    const Stack stack = {layers, directions, cells, x_step, x_row, out_step, out_row, batch, h, c};
-    const int64_t width = directions * cells[0].size;
+    const int64_t width = s->directions * s->cells[0].size;
     int64_t room = 0;
-    for (int64_t i = 0; i < layers * directions; i++) {
+    for (int64_t i = 0; i < s->layers * s->directions; i++) {
         Room any;
-        const int64_t needs = furnish(&cells[i], steps, NULL, &any);
+        const int64_t needs = furnish(&s->cells[i], steps, NULL, &any);
         room = needs > room ? needs : room;
     }
-    const int64_t between = layers > 1 ? 2 * steps * width : 0;
+    const int64_t between = s->layers > 1 ? 2 * steps * width : 0;
     float *const memory = malloc((size_t)(room + between) * sizeof(float) + 64);
     if (!memory) return -1;
     float *const floats = (float *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
-    for (int64_t row = 0; row < batch; row++) {
+    for (int64_t row = 0; row < s->batch; row++, x += s->x_row, out += s->out_row) {
         const int64_t length = lengths ? lengths[row] : steps;
-        run_sequence(&stack, row, length, x + row * x_row, out + row * out_row, floats + room, floats);
+        run_sequence(s, row, length, x, out, floats + room, floats);
         for (int64_t t = length; t < steps; t++)
-            memset(out + row * out_row + t * out_step, 0, (size_t)width * sizeof(float));
+            memset(out + t * s->out_step, 0, (size_t)width * sizeof(float));
     }
     free(memory);
     return 0;
@@ -239,6 +236,6 @@ int64_t NAME(decode_step)(
 {
     const size_t size = (size_t)(batch * cell->size) * sizeof(float);
     memcpy(next_h, h, size), memcpy(next_c, c, size);
-    return NAME(decode)(cell, 1, 1, 1, batch, NULL, x, 0, x_row, next_h, 0, cell->size, next_h,
-                        next_c);
+    const Stack one = {1, 1, cell, 0, x_row, 0, cell->size, batch, next_h, next_c};
+    return NAME(decode)(&one, 1, NULL, x, next_h);
 }

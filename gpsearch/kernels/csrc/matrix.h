@@ -6,16 +6,19 @@ INLINE vf gather(const float *x, const uint16_t *at)
 {
     return (vf)_mm512_i32gather_ps(_mm512_cvtepu16_epi32(*(const __m256i_u *)at), x, 4);
 }
-INLINE vf picked(const float *x, const uint8_t *lanes)
+INLINE vf picked(const float *x, vf lanes)
 {
-    const __m512i at = _mm512_cvtepu8_epi32(*(const __m128i_u *)lanes);
-    return (vf)_mm512_permutex2var_ps((__m512)load(x), at, (__m512)load(x + 16));
+    return (vf)_mm512_permutex2var_ps((__m512)load(x), (__m512i)lanes, (__m512)load(x + 16));
 }
 INLINE vf four_times(const float *x) { return (vf)_mm512_broadcast_f32x4(_mm_loadu_ps(x)); }
-INLINE vf from_bytes(const void *at)
+/* In a register, so that it is not loaded again for its second use. */
+INLINE vf kept(vf x)
 {
-    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(*(const __m128i_u *)at));
+    __asm__("" : "+v"(x));
+    return x;
 }
+INLINE vi from_bytes(const void *at) { return (vi)_mm512_cvtepi8_epi32(*(const __m128i_u *)at); }
+INLINE vi from_words(const void *at) { return (vi)_mm512_cvtepi16_epi32(*(const __m256i_u *)at); }
 INLINE vf from_halves(const void *at)
 {
     return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(*(const __m256i_u *)at), 16);
@@ -25,19 +28,21 @@ INLINE vf gather(const float *x, const uint16_t *at)
 {
     return (vf)_mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(*(const __m128i_u *)at), 4);
 }
-INLINE vf picked(const float *x, const uint8_t *lanes)
+INLINE vf picked(const float *x, vf lanes)
 {
-    typedef uint32_t vu __attribute__((vector_size(32)));
-    uint32_t all;
-    memcpy(&all, lanes, 4);
-    const vu at = ((vu){0} + all) >> (vu){0, 3, 6, 9, 12, 15, 18, 21}; /* of these, 3 bits count */
-    return (vf)_mm256_permutevar8x32_ps((__m256)load(x), (__m256i)at);
+    return (vf)_mm256_permutevar8x32_ps((__m256)load(x), (__m256i)lanes);
 }
 INLINE vf four_times(const float *x) { return (vf)_mm256_broadcast_ps((const __m128 *)x); }
-INLINE vf from_bytes(const void *at)
+INLINE vf kept(vf x)
 {
-    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+    __asm__("" : "+x"(x));
+    return x;
 }
+INLINE vi from_bytes(const void *at)
+{
+    return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at));
+}
+INLINE vi from_words(const void *at) { return (vi)_mm256_cvtepi16_epi32(*(const __m128i_u *)at); }
 INLINE vf from_halves(const void *at)
 {
     return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(*(const __m128i_u *)at), 16);
@@ -47,16 +52,24 @@ INLINE vf gather(const float *x, const uint16_t *at)
 {
     return (vf){x[at[0]], x[at[1]], x[at[2]], x[at[3]]};
 }
-INLINE vf picked(const float *x, const uint8_t *lanes)
+INLINE vf picked(const float *x, vf lanes)
 {
-    const unsigned at = *lanes;
-    return (vf){x[at & 3], x[at >> 2 & 3], x[at >> 4 & 3], x[at >> 6]};
+    const vi at = (vi)lanes & 3;
+    return (vf){x[at[0]], x[at[1]], x[at[2]], x[at[3]]};
 }
 INLINE vf four_times(const float *x) { return load(x); }
-INLINE vf from_bytes(const void *at)
+INLINE vf kept(vf x) { return x; }
+INLINE vi from_bytes(const void *at)
 {
-    const int8_t *const b = (const int8_t *)at;
-    return (vf){b[0], b[1], b[2], b[3]};
+    int8_t b[4];
+    memcpy(b, at, sizeof b);
+    return (vi){b[0], b[1], b[2], b[3]};
+}
+INLINE vi from_words(const void *at)
+{
+    int16_t w[4];
+    memcpy(w, at, sizeof w);
+    return (vi){w[0], w[1], w[2], w[3]};
 }
 INLINE vf from_halves(const void *at)
 {
@@ -91,7 +104,8 @@ INLINE vf value(const int type, const Matrix *m, int64_t at)
 {
     const char *const values = (const char *)m + m->values;
     if (type == FLOAT32) return load((const float *)values + at);
-    return type == INT8 ? from_bytes(values + at) : from_halves(values + 2 * at);
+    if (type == INT8) return __builtin_convertvector(from_bytes(values + at), vf);
+    return from_halves(values + 2 * at);
 }
 
 INLINE vf scaled(const int type, const Matrix *m, int64_t lane, vf sums)
@@ -178,18 +192,28 @@ INLINE void multiply_sell(const int type, const Matrix *m, const float *x, float
     }
 }
 
+/* A step of WINDOWS from the value `at` on: those of 8 bits still want their scales. */
+INLINE vf windowed(const int type, const Matrix *m, int64_t at, const float *x)
+{
+    if (type == FLOAT32) {
+        const vf w = kept(load(VALUES(m) + at));
+        return picked(x, w) * w;
+    }
+    const vi both = from_words((const char *)m + m->values + 2 * at);
+    return picked(x, (vf)both) * __builtin_convertvector(both & ~(int32_t)0xff, vf);
+}
+
 INLINE void multiply_windows(const int type, const Matrix *m, const float *x, float *y)
 {
+    const uint16_t *starts = PLACES(m, uint16_t);
     EACH_GROUP(m) {
         vf sums[4] = {{0}};
-        const uint8_t *four = PLACES(m, uint8_t) + first * (2 + LANES_BYTES);
-        for (int64_t k = first; k < last; k += 4, four += 4 * (2 + LANES_BYTES)) {
-            uint64_t starts;
-            memcpy(&starts, four, 8);
+        for (int64_t k = first; k < last; k += 4) {
+            uint64_t four;
+            memcpy(&four, starts + k, sizeof four);
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++)
-                sums[i] += picked(x + (starts >> 16 * i & 0xffff), four + 8 + i * LANES_BYTES) *
-                           value(type, m, (k + i) * VW);
+                sums[i] += windowed(type, m, (k + i) * VW, x + (four >> 16 * i & 0xffff));
         }
         add_rows(type, m, row, (sums[0] + sums[1]) + (sums[2] + sums[3]), y);
     }
@@ -295,7 +319,10 @@ static void multiply_packed(const Matrix *m, const float *x, float *y)
         case DENSE: TYPED(multiply_dense);
         case ROWS: multiply_rows(m, x, y); break;
         case SELL: TYPED(multiply_sell);
-        case WINDOWS: TYPED(multiply_windows);
+        case WINDOWS:
+            if (m->type == INT8) multiply_windows(INT8, m, x, y);
+            else multiply_windows(FLOAT32, m, x, y);
+            break;
         case B16X1: TYPED(multiply_16x1);
         case B8X1: multiply_8x1(m, x, y); break;
         default: TYPED(multiply_4x4);

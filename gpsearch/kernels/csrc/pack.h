@@ -7,15 +7,16 @@
 
      ROWS     1 row; a step is one non-zero with its column (CSR).
      SELL     16 rows; a step has one non-zero of each, with its column: x is gathered.
-     WINDOWS  VW rows; a step looks at WINDOW consecutive entries of x, and each row takes from them
-              its next non-zero if it is among them. A permutation within registers stands in for
-              the gather. Steps come in fours: four windows' first columns, then the lanes of each,
-              one for every row.
+     WINDOWS  VW rows; a step looks at WINDOW consecutive entries of x, from its first column on, and
+              each row takes from them its next non-zero if it is among them. A permutation within
+              registers stands in for the gather; each value itself says which lane it wants, in
+              its lowest bits, which costs it at most 2^-19 of its size. Steps come in fours.
      B16X1, B8X1   16 or 8 rows; a step has one column of them, with at least one non-zero.
      B4X4     4 rows; a step has four columns of them.
 
    Values are stored as one of three types: FLOAT32, BFLOAT16, or INT8, where a row's values are whole
-   numbers times the row's scale. A type holds a matrix exactly, or the matrix is not packed so.
+   numbers times the row's scale. A type holds a matrix exactly, or the matrix is not packed so. In
+   WINDOWS, INT8 takes 16 bits, of which the lower 8 are the lane.
 
    Rows of SELL and WINDOWS are sorted by their number of non-zeros, so that a group's are alike,
    where that saves steps. Groups are sorted by their number of steps: the processor foresees the
@@ -32,8 +33,6 @@ enum { FLOAT32, BFLOAT16, INT8 };
 #define MOST_COLUMNS 65535 /* a column is 16 bits wide */
 #define WINDOW (VW == 16 ? 32 : VW)      /* AVX-512 permutes two registers as fast as one, */
 #define WINDOW_AT (VW == 16 ? 16 : 1)    /* and loads are slow across the lines of its cache */
-#define LANE_BITS (VW == 16 ? 8 : VW == 8 ? 3 : 2)
-#define LANES_BYTES (VW == 16 ? 16 : VW == 8 ? 4 : 1)
 #define SORTING_PAYS 0.95 /* at this share of the steps, or less: results have to be scattered */
 
 typedef struct {
@@ -58,7 +57,7 @@ static Shape shape_of(int64_t format)
     switch (format) {
         case ROWS: return (Shape){1, 1, 2, 0};
         case SELL: return (Shape){16, 16, 32, 1};
-        case WINDOWS: return (Shape){VW, VW, 2 + LANES_BYTES, 1};
+        case WINDOWS: return (Shape){VW, VW, 2, 1};
         case B16X1: return (Shape){16, 16, 2, 0};
         case B8X1: return (Shape){8, 8, 2, 0};
         default: return (Shape){4, 16, 2, 0};
@@ -68,6 +67,22 @@ static Shape shape_of(int64_t format)
 /* Types */
 
 INLINE int64_t bytes_of(int64_t type) { return type == FLOAT32 ? 4 : type == BFLOAT16 ? 2 : 1; }
+
+/* Those sizes of a value at which the lane in its lowest bits is no matter. */
+#define LEAST 1e-36f
+#define MOST 1e38f
+#define HAS_ROOM(x) ((x) == 0.0f || ((x) > LEAST && (x) < MOST) || ((x) < -LEAST && (x) > -MOST))
+
+/* The number nearest to x of those whose lowest bits are the lane. */
+static float with_lane(float x, int32_t lane)
+{
+    int32_t bits;
+    memcpy(&bits, &x, 4);
+    const int32_t too_many = (bits - lane + WINDOW / 2) & (WINDOW - 1);
+    bits -= too_many - WINDOW / 2;
+    memcpy(&x, &bits, 4);
+    return x;
+}
 
 /* Finds the scale of a row that makes its values whole numbers within 127, and these; 0: none. */
 static int whole_numbers(const float *w, int64_t columns, float *scale, float *whole)
@@ -101,14 +116,16 @@ static int holds(int64_t type, const Source *s, float *scales, float *whole)
     return 1;
 }
 
-static void write_narrow(int64_t type, const float *values, int64_t count, char *to)
+static void write_narrow(const Matrix *m, const float *values, int64_t count, char *to)
 {
     for (int64_t i = 0; i < count; i++) {
         uint32_t bits;
         memcpy(&bits, values + i, 4);
         const uint16_t upper = (uint16_t)(bits >> 16);
-        if (type == INT8) ((int8_t *)to)[i] = (int8_t)values[i];
-        else memcpy(to + 2 * i, &upper, 2);
+        const int16_t shifted = (int16_t)values[i]; /* the lane is in it already */
+        if (m->type == BFLOAT16) memcpy(to + 2 * i, &upper, 2);
+        else if (m->format == WINDOWS) memcpy(to + 2 * i, &shifted, 2);
+        else ((int8_t *)to)[i] = (int8_t)values[i];
     }
 }
 
@@ -150,7 +167,7 @@ static int64_t write_nonzeros(const Source *s, const int32_t *rows, int height, 
 }
 
 /* Rounded up to four steps, which is as many as are taken together. */
-static int64_t write_windows(const Source *s, const int32_t *rows, float *values, uint8_t *places)
+static int64_t write_windows(const Source *s, const int32_t *rows, float *values, uint16_t *places)
 {
     int64_t at[VW], steps = 0;
     for (int i = 0; i < VW; i++) at[i] = next_nonzero(s, rows[i], 0);
@@ -159,20 +176,15 @@ static int64_t write_windows(const Source *s, const int32_t *rows, float *values
         for (int i = 0; i < VW; i++) first = at[i] < first ? at[i] : first;
         if (first == s->columns && steps % 4 == 0) return steps;
         const uint16_t start = first == s->columns ? 0 : (uint16_t)(first / WINDOW_AT * WINDOW_AT);
-        uint8_t lanes[LANES_BYTES + 1] = {0};
+        if (values) places[steps] = start;
         for (int i = 0; i < VW; i++) {
             const int inside = at[i] < s->columns && at[i] < start + WINDOW;
-            if (values) values[steps * VW + i] = inside ? element(s, rows[i], at[i]) : 0.0f;
-            if (!inside) continue;
-            const unsigned lane = (unsigned)(at[i] - start) << (LANE_BITS * i % 8);
-            lanes[LANE_BITS * i / 8] |= (uint8_t)lane;
-            lanes[LANE_BITS * i / 8 + 1] |= (uint8_t)(lane >> 8);
-            at[i] = next_nonzero(s, rows[i], at[i] + 1);
+            const int32_t lane = inside ? (int32_t)(at[i] - start) : 0;
+            const float x = inside ? element(s, rows[i], at[i]) : 0.0f;
+            if (values && s->scales) values[steps * VW + i] = 256.0f * x + (float)lane;
+            else if (values) values[steps * VW + i] = inside ? with_lane(x, lane) : 0.0f;
+            if (inside) at[i] = next_nonzero(s, rows[i], at[i] + 1);
         }
-        if (!values) continue;
-        uint8_t *four = places + steps / 4 * 4 * (2 + LANES_BYTES);
-        memcpy(four + steps % 4 * 2, &start, 2);
-        memcpy(four + 8 + steps % 4 * LANES_BYTES, lanes, LANES_BYTES);
     }
 }
 
@@ -261,7 +273,8 @@ static int64_t place(Matrix *m, int64_t values, int64_t steps, int64_t lanes, in
 {
     const Shape shape = shape_of(m->format);
     m->values = whole_lines(sizeof(Matrix));
-    m->scales = m->values + whole_lines(values * bytes_of(m->type));
+    const int64_t lane_too = m->format == WINDOWS && m->type == INT8;
+    m->scales = m->values + whole_lines(values * (bytes_of(m->type) + lane_too));
     m->places = m->scales + (m->type == INT8 ? whole_lines(4 * lanes) : 0);
     m->starts = m->places + whole_lines(steps * shape.place_bytes);
     m->heads = m->starts + (m->groups ? whole_lines(4 * (m->groups + 1)) : 0);
@@ -291,7 +304,8 @@ static void write_matrix(const Matrix *m, const Source *s, const Plan *p, float 
     for (int64_t i = 0; i < lanes; i++) {
         const int64_t row = m->order ? number(p->order[i]) : i;
         if (m->order) ((int32_t *)(to + m->order))[i] = (int32_t)row;
-        if (m->scales) ((float *)(to + m->scales))[i] = row < s->rows ? s->scales[row] : 0.0f;
+        const float shift = m->format == WINDOWS ? 256.0f : 1.0f; /* of the lanes' bits */
+        if (m->scales) ((float *)(to + m->scales))[i] = row < s->rows ? s->scales[row] / shift : 0.0f;
     }
 }
 
@@ -308,7 +322,7 @@ static int64_t pack_planned(Matrix *m, const Source *s, const Plan *p, int sorte
     if (!values) return -1;
     write_matrix(m, s, p, values, to);
     if (m->type == FLOAT32) return size;
-    write_narrow(m->type, values, count, to + m->values);
+    write_narrow(m, values, count, to + m->values);
     free(values);
     return size;
 }
@@ -317,6 +331,9 @@ static int64_t pack_source(Matrix *m, const Source *s, char *to)
 {
     if (m->format == DENSE) return pack_planned(m, s, NULL, 0, to);
     if (m->type != FLOAT32 && (m->format == ROWS || m->format == B8X1)) return -1;
+    if (m->type == BFLOAT16 && m->format == WINDOWS) return -1;
+    for (int64_t i = 0; m->format == WINDOWS && i < m->rows * m->columns; i++)
+        if (!HAS_ROOM(s->w[i])) return -1;
     if (m->columns > MOST_COLUMNS || m->rows >= INT32_MAX - PAD) return -1;
     const Shape shape = shape_of(m->format);
     m->groups = (m->rows + shape.height - 1) / shape.height;

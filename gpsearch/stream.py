@@ -1,0 +1,96 @@
+"""A recurrent layer over sequences that come step by step, as speech does from a microphone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gpsearch.cell import HLSTM, HLSTMCell, State
+from gpsearch.errors import UserError
+from gpsearch.kernels.decode import Running
+
+
+class Stream:
+    """Runs a layer one step at a time, and keeps its state.
+
+    What a module has to find out at every call, a stream finds out once: where the layer runs in C
+    (see `gpsearch.compact`), a step takes a few microseconds less than a call of `HLSTMCell`, and
+    the layer may have several layers. There are no gradients.
+
+        stream = Stream(layer)
+        for x in microphone:
+            h = stream(x)
+
+    Args:
+        layer: An `HLSTM` of one direction or an `HLSTMCell`, in eval mode. In C its weights are
+            those that it had at the beginning.
+        batch: Sequences side by side.
+        state: h and c to begin with, in the layer's own shapes; absent is zero.
+
+    Raises:
+        UserError: The layer is in training mode or reads both directions, or the state does not
+            fit.
+    """
+
+    def __init__(
+        self, layer: HLSTM | HLSTMCell, batch: int = 1, state: State | None = None
+    ) -> None:
+        if layer.training:
+            raise UserError("a stream is for eval mode; call eval() on the layer first")
+        if isinstance(layer, HLSTM) and layer.bidirectional:
+            raise UserError("a bidirectional layer needs whole sequences; it cannot be a stream")
+        self._layer, self._batch, some = layer, batch, next(layer.parameters())
+        whole = isinstance(layer, HLSTM)
+        shape = layer.num_layers if isinstance(layer, HLSTM) else 1, batch, layer.hidden_size
+        with torch.inference_mode(False), torch.no_grad():
+            h, c = (some.new_zeros(shape) for _ in range(2))
+            for name, to, given in zip("hc", (h, c), state or (), strict=False):
+                if given.shape != (wanted := to.shape if whole else to.shape[1:]):
+                    found = list(given.shape)
+                    raise UserError(f"the initial {name} is {found}, not {list(wanted)}")
+                to.copy_(given)
+            decoder = layer._decoder(batch, some.new_empty(0))
+        self._h, self._c = h, c
+        self._running = None if decoder is None else Running(decoder, h, c)
+
+    @property
+    def state(self) -> State:
+        """H and c after the last step, in the layer's own shapes."""
+        h, c = self._h.clone(), self._c.clone()
+        return (h, c) if isinstance(self._layer, HLSTM) else (h[0], c[0])
+
+    def __call__(self, x: Float[Tensor, "batch in"]) -> Float[Tensor, "batch hidden"]:
+        """Take the next step of every sequence, and return the last layer's outputs.
+
+        Raises:
+            UserError: The input is not ``[batch, input_size]``.
+        """
+        running = self._running
+        if running is None:
+            return self._by_module(x)
+        if not running.suits(x):
+            x = self._suiting(x)
+        return running.step(x)
+
+    def _suiting(self, x: Tensor) -> Tensor:
+        if x.shape != (self._batch, self._layer.input_size):
+            raise UserError(
+                f"a step is {[self._batch, self._layer.input_size]}, not {list(x.shape)}"
+            )
+        return x.detach().to(self._h).contiguous()
+
+    @torch.no_grad()
+    def _by_module(self, x: Tensor) -> Tensor:
+        layer: Any = self._layer
+        x = self._suiting(x)
+        if isinstance(layer, HLSTMCell):
+            h, c = layer(x, (self._h[0], self._c[0]))
+            self._h, self._c = h.unsqueeze(0), c.unsqueeze(0)
+            return torch.clone(h)
+        time = int(layer.batch_first)
+        outputs, (self._h, self._c) = layer(x.unsqueeze(time), (self._h, self._c))
+        output: Tensor = outputs.squeeze(time)
+        return output

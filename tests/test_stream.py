@@ -1,0 +1,109 @@
+"""A stream's steps are those of the whole sequence, in C and in torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gpsearch import HLSTM, HLSTMCell, Stream, UserError
+from gpsearch.kernels import native
+
+needs_kernels = pytest.mark.skipif(native.native() is None, reason="the kernels were not built")
+ways = pytest.mark.parametrize("way", ["torch", pytest.param("C", marks=needs_kernels)])
+
+
+def made(layer: Any, way: str) -> Any:
+    if way == "C":
+        layer.formats = {name: "dense" for name, p in layer.named_parameters() if p.dim() == 2}
+    return layer.eval()
+
+
+@ways
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_layers": 3}, {"batch_first": True}, {"gate_hidden": ()}, {"gate_direct": True}],
+    ids=str,
+)
+def test_steps_are_those_of_the_whole_sequence(way, options):
+    layer = made(HLSTM(5, 7, **{"gate_hidden": (6,), **options}), way)
+    x = torch.randn(9, 2, 5)
+    stream = Stream(layer, batch=2)
+
+    steps = torch.stack([stream(one) for one in x])
+
+    with torch.no_grad():
+        whole, state = layer(x.transpose(0, 1) if layer.batch_first else x)
+    torch.testing.assert_close(steps, whole.transpose(0, 1) if layer.batch_first else whole)
+    torch.testing.assert_close(stream.state, state)
+    assert (stream._running is not None) == (way == "C")
+
+
+@ways
+def test_a_cell_goes_on_from_a_state(way):
+    cell = made(HLSTMCell(5, 7, gate_hidden=(6,)), way)
+    x, state = torch.randn(1, 5), (torch.randn(1, 7), torch.randn(1, 7))
+    stream = Stream(cell, state=state)
+
+    h = stream(x)
+
+    with torch.no_grad():
+        wanted = cell(x, state)
+    torch.testing.assert_close(h, wanted[0])
+    torch.testing.assert_close(stream.state, wanted)
+
+
+@ways
+def test_outputs_of_earlier_steps_stay(way):
+    stream = Stream(made(HLSTM(3, 4, gate_hidden=(5,)), way))
+
+    first = stream(torch.ones(1, 3))
+    before = first.clone()
+    state = stream.state
+    stream(torch.ones(1, 3))
+
+    assert first.equal(before)
+    assert state[0][0].equal(before)
+
+
+@ways
+def test_inputs_of_any_layout_and_precision(way):
+    layer = made(HLSTM(4, 4, gate_hidden=(5,)), way)
+    x = torch.randn(4, 3, requires_grad=True)
+
+    plain = Stream(layer, batch=3)(x.detach().t().contiguous())
+
+    assert Stream(layer, batch=3)(x.t()).equal(plain)
+    torch.testing.assert_close(Stream(layer, batch=3)(x.t().double()), plain)
+
+
+@ways
+def test_what_cannot_be_a_step_is_named(way):
+    stream = Stream(made(HLSTM(4, 4), way))
+
+    with pytest.raises(UserError, match=r"a step is \[1, 4\], not \[1, 3\]"):
+        stream(torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("layer", "state", "message"),
+    [
+        (HLSTM(2, 3), None, "call eval"),
+        (HLSTM(2, 3, bidirectional=True).eval(), None, "bidirectional"),
+        (HLSTM(2, 3).eval(), (torch.zeros(1, 1, 3), torch.zeros(1, 1, 4)), "the initial c is"),
+    ],
+)
+def test_what_cannot_be_a_stream_is_named(layer, state, message):
+    with pytest.raises(UserError, match=message):
+        Stream(layer, state=state)
+
+
+def test_a_model_goes_on_from_a_stream():
+    layer, head = made(HLSTM(3, 4), "torch"), nn.Linear(4, 2)
+    stream = Stream(layer)
+
+    with torch.inference_mode():
+        assert head(stream(torch.ones(1, 3))).shape == (1, 2)
+    assert head(stream(torch.ones(1, 3))).requires_grad
