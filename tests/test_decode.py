@@ -427,9 +427,9 @@ import ctypes, sys
 from gpsearch.kernels import native
 native.library = lambda: ctypes.CDLL(sys.argv[1])
 import pytest
-tests = "(multiplies_as or layers_equal or cells_equal) and " + sys.argv[3]
+tests = "multiplies_as or layers_equal or cells_equal or sparse_equals or recurrence_at_working"
 options = "-q -s -n 0 -o addopts=--import-mode=importlib -p no:cacheprovider -W ignore".split()
-sys.exit(pytest.main([*options, sys.argv[2], "-k", tests]))
+sys.exit(pytest.main([*options, *sys.argv[3:], "-k", f"({tests}) and {sys.argv[2]}"]))
 """
 
 
@@ -451,9 +451,10 @@ def sanitized(folder: Path) -> tuple[Path, str]:
 @pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc, to build with AddressSanitizer")
 def test_the_kernels_stay_within_their_arrays(tmp_path):
     library, preload = sanitized(tmp_path)
+    files = __file__, str(Path(__file__).with_name("test_kernels.py"))
 
     done = subprocess.run(
-        [sys.executable, "-c", UNDER_SANITIZER, str(library), __file__, native.available()[-1]],
+        [sys.executable, "-c", UNDER_SANITIZER, str(library), native.available()[-1], *files],
         capture_output=True,
         text=True,
         env={**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"},

@@ -49,3 +49,15 @@ def linear(
         return F.linear(left, right, bias)
     product: Tensor = _onednn(left, right, bias, "none", [], "")
     return product
+
+
+def sum_of_products(
+    left: Float[Tensor, "rows n"], right: Float[Tensor, "rows m"]
+) -> Float[Tensor, "n m"]:
+    """Return left.T @ right; no gradients."""
+    return left.mT @ right if torch_is_fast() else linear(left.mT.contiguous(), right.mT)
+
+
+def column_sums(rows: Float[Tensor, "rows columns"]) -> Float[Tensor, " columns"]:
+    """Return rows.sum(0), which is slower than a product where there are many rows."""
+    return (rows.new_ones(1, len(rows)) @ rows)[0]

@@ -65,7 +65,7 @@ class FrontEnd(nn.Module):
         """Return the channels of every step, zero behind an utterance's end, and the steps."""
         x = features.unsqueeze(1)
         for convolution in (self.first, self.second):
-            x = convolution(x).clamp(0, 20)  # DeepSpeech2's clipped ReLU
+            x = F.hardtanh(convolution(x), 0, 20)  # DeepSpeech2's clipped ReLU
             if lengths is not None:
                 # Padding must look like the zeros a convolution sees beyond a lone utterance.
                 lengths = (lengths - 1) // convolution.stride[0] + 1

@@ -46,9 +46,17 @@ INLINE vf choose(vi where, vf yes, vf no)
     return c.f;
 }
 
-/* A NaN passes: it compares false. */
+/* A NaN passes: it compares false, and of two of which one is NaN, x86 takes the second. */
+#if VW == 16
+INLINE vf at_most(vf x, float limit) { return (vf)_mm512_min_ps((__m512)splat(limit), (__m512)x); }
+INLINE vf at_least(vf x, float limit) { return (vf)_mm512_max_ps((__m512)splat(limit), (__m512)x); }
+#elif VW == 8
+INLINE vf at_most(vf x, float limit) { return (vf)_mm256_min_ps((__m256)splat(limit), (__m256)x); }
+INLINE vf at_least(vf x, float limit) { return (vf)_mm256_max_ps((__m256)splat(limit), (__m256)x); }
+#else
 INLINE vf at_most(vf x, float limit) { return choose(x > splat(limit), splat(limit), x); }
 INLINE vf at_least(vf x, float limit) { return choose(x < splat(limit), splat(limit), x); }
+#endif
 
 /* e^x to 2 ulp for |x| <= 87, beyond that e^+-87; Cephes' polynomial. */
 INLINE vf exponential(vf x)

@@ -1,6 +1,7 @@
 /* The recurrence of training.h for weights of which few are awake. Arrays are feature-major,
    [time, feature, lane]: the lanes are the sequences of a batch, filled up to whole vectors, so
-   that every awake weight is one multiply-add over all of them and nothing is gathered.
+   that every awake weight is one multiply-add over all of them and nothing is gathered. What comes
+   from outside, or goes there, is turned step by step, while it is in the caches.
 
    Needs simd.h and training.h. */
 
@@ -12,34 +13,105 @@ typedef struct {
 } Sparse;
 
 typedef struct {
+    float *at;         /* [T, batch, feature], or NULL */
+    int64_t step, row; /* from one step, and from one sequence, to the next */
+} Outside;
+
+typedef struct {
     int64_t width, out;    /* units of each gate that the map reads, and writes */
     const Sparse *maps;    /* [4], out x width; `backward_sparse` takes the transposed ones */
     const float *bias;     /* [4, out], or NULL */
     const float *mask;     /* [4 width, lane], or NULL */
     float *pre, *post;     /* [T, 4 width (and more for the first pre), lane] */
     float *d_pre;          /* as pre */
+    float *d_bias;         /* [4 out, lane], to be added to, or NULL */
 } SparseDense;
 
 typedef struct {
-    int64_t steps, lanes, size, inputs, activation, depth, rows, first;
+    int64_t steps, batch, lanes, size, inputs, activation, depth, rows, first;
     const Sparse *ih, *hh; /* rows x inputs, rows x size; transposed for `backward_sparse` */
     const float *bias;     /* [rows], or NULL */
     const SparseDense *dense;
-    const float *x;               /* [T, inputs, lane] */
+    float *x;                     /* [T, inputs, lane] */
     float *z;                     /* [T, rows, lane] */
     float *gate;                  /* [T, 4 size, lane] */
     float *h, *c;                 /* [T + 1, size, lane] */
     float *tanh_c;                /* [T, size, lane] */
-    const float *grad_h, *grad_c; /* [T, size, lane], or NULL */
     float *d_z;
     float *d_gate;
     int64_t d_gate_step; /* from one step of d_gate to the next */
     float *d_h, *d_c;    /* [size, lane] */
-    float *d_x;          /* [T, inputs, lane], or NULL */
+    float *d_x;          /* [inputs, lane]: room for one step's, or NULL */
+    float *d_bias;       /* [rows, lane], to be added to, or NULL */
+    Outside in, out_h, out_c, grad_h, grad_c, d_in;
 } SparseRecurrence;
 
 /* Sequences of a batch, filled up to whole vectors. */
 int64_t NAME(lanes)(int64_t batch) { return (batch + VW - 1) / VW * VW; }
+
+/* to[column, row] (+)= from[row, column], where both have so many rows and columns of a 4 x 4 tile. */
+INLINE void turn_tile(const int whole, int rows, int columns, const float *from, int64_t from_step,
+                      float *to, int64_t to_step, int add)
+{
+#if VW > 4
+    if (whole) {
+        __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + from_step);
+        __m128 c = _mm_loadu_ps(from + 2 * from_step), d = _mm_loadu_ps(from + 3 * from_step);
+        _MM_TRANSPOSE4_PS(a, b, c, d);
+        const __m128 turned[4] = {a, b, c, d};
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            float *const at = to + i * to_step;
+            _mm_storeu_ps(at, add ? _mm_add_ps(_mm_loadu_ps(at), turned[i]) : turned[i]);
+        }
+        return;
+    }
+#endif
+    for (int c = 0; c < (whole ? 4 : columns); c++)
+        for (int r = 0; r < (whole ? 4 : rows); r++) {
+            float *const at = to + c * to_step + r;
+            *at = from[r * from_step + c] + (add ? *at : 0.0f);
+        }
+}
+
+/* to[column, row] (+)= from[row, column]; in squares, so that lines of the cache are read and
+   written as a whole. */
+static void turn(const float *from, int64_t from_step, int64_t rows, int64_t columns, float *to,
+                 int64_t to_step, int add)
+{
+    enum { SQUARE = 16 };
+    for (int64_t r0 = 0; r0 < rows; r0 += SQUARE)
+        for (int64_t c0 = 0; c0 < columns; c0 += SQUARE)
+            for (int64_t r = r0; r < r0 + SQUARE && r < rows; r += 4)
+                for (int64_t c = c0; c < c0 + SQUARE && c < columns; c += 4) {
+                    const float *const a = from + r * from_step + c;
+                    float *const b = to + c * to_step + r;
+                    const int height = rows - r < 4 ? (int)(rows - r) : 4;
+                    const int width = columns - c < 4 ? (int)(columns - c) : 4;
+                    if (height == 4 && width == 4) turn_tile(1, 4, 4, a, from_step, b, to_step, add);
+                    else turn_tile(0, height, width, a, from_step, b, to_step, add);
+                }
+}
+
+/* Takes a step of what lies outside into lanes [features, lane], or adds it to them. */
+static void take_in(const Outside *o, int64_t t, int64_t batch, int64_t features, int64_t lanes,
+                    float *to, int add)
+{
+    turn(o->at + t * o->step, o->row, batch, features, to, lanes, add);
+    for (int64_t k = 0; !add && lanes > batch && k < features; k++)
+        memset(to + k * lanes + batch, 0, (size_t)(lanes - batch) * sizeof(float));
+}
+
+static void put_out(const float *from, int64_t features, int64_t lanes, int64_t batch,
+                    const Outside *o, int64_t t)
+{
+    turn(from, lanes, features, batch, o->at + t * o->step, o->row, 0);
+}
+
+INLINE void add_to(float *sums, const float *x, int64_t count)
+{
+    for (int64_t i = 0; i < count; i += VW) store(sums + i, load(sums + i) + load(x + i));
+}
 
 #define MOST_VECTORS 4
 
@@ -122,10 +194,11 @@ static void sparse_cell(const SparseRecurrence *r, int64_t t)
 /* Steps 0 to T - 1. */
 void NAME(forward_sparse)(const SparseRecurrence *r)
 {
+    const int64_t state = r->size * r->lanes;
     for (int64_t t = 0; t < r->steps; t++) {
-        float *z = r->z + t * r->rows * r->lanes;
-        const Term onto_z[] = {
-            {r->ih, r->x + t * r->inputs * r->lanes}, {r->hh, r->h + t * r->size * r->lanes}};
+        float *z = r->z + t * r->rows * r->lanes, *x = r->x + t * r->inputs * r->lanes;
+        const Term onto_z[] = {{r->ih, x}, {r->hh, r->h + t * state}};
+        take_in(&r->in, t, r->batch, r->inputs, r->lanes, x, 0);
         sparse_product(onto_z, 2, r->bias, r->lanes, z);
         for (int64_t layer = 0; layer < r->depth; layer++) {
             const SparseDense *d = &r->dense[layer];
@@ -144,6 +217,8 @@ void NAME(forward_sparse)(const SparseRecurrence *r)
             }
         }
         sparse_cell(r, t);
+        put_out(r->h + (t + 1) * state, r->size, r->lanes, r->batch, &r->out_h, t);
+        put_out(r->c + (t + 1) * state, r->size, r->lanes, r->batch, &r->out_c, t);
     }
 }
 
@@ -152,12 +227,11 @@ void NAME(backward_sparse)(const SparseRecurrence *r)
 {
     const int64_t state = r->size * r->lanes;
     for (int64_t t = r->steps - 1; t >= 0; t--) {
-        if (r->grad_h)
-            for (int64_t i = 0; i < state; i++) r->d_h[i] += r->grad_h[t * state + i];
+        if (r->grad_h.at) take_in(&r->grad_h, t, r->batch, r->size, r->lanes, r->d_h, 1);
+        if (r->grad_c.at) take_in(&r->grad_c, t, r->batch, r->size, r->lanes, r->d_c, 1);
         float *d_gate = r->d_gate + t * r->d_gate_step;
-        cell_row_backward(
-            state, r->gate + t * 4 * state, r->tanh_c + t * state, r->c + t * state,
-            r->grad_c ? r->grad_c + t * state : NULL, r->d_h, r->d_c, d_gate);
+        cell_row_backward(state, r->gate + t * 4 * state, r->tanh_c + t * state, r->c + t * state,
+                          NULL, r->d_h, r->d_c, d_gate);
         for (int64_t layer = r->depth - 1; layer >= 0; layer--) {
             const SparseDense *d = &r->dense[layer];
             const int last = layer + 1 == r->depth;
@@ -166,6 +240,7 @@ void NAME(backward_sparse)(const SparseRecurrence *r)
             const int64_t step = layer ? 4 * part : r->rows * r->lanes;
             const float *pre = d->pre + t * step;
             float *d_pre = d->d_pre + t * step;
+            if (d->d_bias) add_to(d->d_bias, from, 4 * out_part);
             for (int gate = 0; gate < 4; gate++) {
                 const Term onto_pre = {&d->maps[gate], from + gate * out_part};
                 sparse_product(&onto_pre, 1, NULL, r->lanes, d_pre + gate * part);
@@ -176,24 +251,43 @@ void NAME(backward_sparse)(const SparseRecurrence *r)
         }
         const float *d_z = r->d_z + t * r->rows * r->lanes;
         const Term onto_h = {r->hh, d_z}, onto_x = {r->ih, d_z};
+        if (r->d_bias) add_to(r->d_bias, d_z, r->rows * r->lanes);
         sparse_product(&onto_h, 1, NULL, r->lanes, r->d_h);
-        if (r->d_x)
-            sparse_product(&onto_x, 1, NULL, r->lanes, r->d_x + t * r->inputs * r->lanes);
+        if (!r->d_x) continue;
+        sparse_product(&onto_x, 1, NULL, r->lanes, r->d_x);
+        put_out(r->d_x, r->inputs, r->lanes, r->batch, &r->d_in, t);
     }
 }
 
 typedef float vf4 __attribute__((vector_size(16)));
 
-/* By halves: log2 VW additions that wait for one another, not VW. */
-INLINE float sum_of_lanes(vf x)
+/* By halves, down to four lanes. */
+INLINE vf4 quarter_sums(vf x)
 {
     union { vf whole; vf4 part[VW / 4]; } sums = {x};
 #pragma GCC unroll 4
     for (int count = VW / 8; count; count /= 2)
 #pragma GCC unroll 4
         for (int i = 0; i < count; i++) sums.part[i] += sums.part[i + count];
-    const vf4 four = sums.part[0];
-    return (four[0] + four[2]) + (four[1] + four[3]);
+    return sums.part[0];
+}
+
+/* The sums over the lanes of each of four vectors. */
+INLINE vf4 sums_of_lanes(const vf x[4])
+{
+#if VW > 4
+    __m128 a = (__m128)quarter_sums(x[0]), b = (__m128)quarter_sums(x[1]);
+    __m128 c = (__m128)quarter_sums(x[2]), d = (__m128)quarter_sums(x[3]);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    return (vf4)_mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d));
+#else
+    vf4 sums;
+    for (int i = 0; i < 4; i++) {
+        const vf4 four = quarter_sums(x[i]);
+        sums[i] = (four[0] + four[2]) + (four[1] + four[3]);
+    }
+    return sums;
+#endif
 }
 
 /* grad = sums over steps and lanes of d[t, row] * x[t, column] where the map is awake, zero elsewhere.
@@ -223,8 +317,9 @@ void NAME(sampled)(
                             sums[i] += left_factor * load(from[i] + step * x_step + lane);
                     }
                 }
+                const vf4 all = sums_of_lanes(sums);
                 for (int i = 0; i < SIDE_BY_SIDE && i < left; i++)
-                    grad[row * columns + map->column[e + i]] += sum_of_lanes(sums[i]);
+                    grad[row * columns + map->column[e + i]] += all[i];
             }
     }
 }

@@ -51,7 +51,7 @@ static vf normal_below(vf x)
 INLINE vf activated(int64_t kind, vf x)
 {
     switch (kind) {
-        case RELU: return choose(x < splat(0.0f), splat(0.0f), x);
+        case RELU: return at_least(x, 0.0f);
         case LEAKY_RELU: return choose(x < splat(0.0f), x * splat(0.01f), x);
         case TANH: return hyperbolic(x);
         default: return x * normal_below(x);
