@@ -29,7 +29,6 @@ from gpsearch.compact import compact
 from gpsearch.kernels.decode import Packed
 from gpsearch.kernels.native import native
 from gpsearch.kernels.recurrence import plain
-from gpsearch.quantize import Weights
 from gpsearch.stream import Stream
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ def _dense_ways(layer: HLSTM, x: Tensor, mode: str, name: str) -> Iterator[Way]:
 
 
 def _deployed_ways(
-    layer: HLSTM, x: Tensor, mode: str, name: str, weights: Weights = "float32"
+    layer: HLSTM, x: Tensor, mode: str, name: str, weights: str = "float32"
 ) -> Iterator[Way]:
     """Yield what `compact` makes of a layer, where it chooses kernels in C."""
     small: Any = compact(layer if mode == WHOLE else _cell(layer), weights=weights)

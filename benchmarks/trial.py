@@ -66,7 +66,8 @@ def shortest_toml(chosen: Candidate) -> str:
     for table_, rows in chosen.to_dict().items():
         own = {k: v for k, v in rows.items() if k == "name" or v != usual[table_][k]}
         # A scalar of JSON is one of TOML.
-        lines += [f"[{table_}]", *(f"{key} = {json.dumps(v)}" for key, v in own.items())]
+        lines += [f"[{table_}]"] * bool(own)
+        lines += [f"{key} = {json.dumps(v)}" for key, v in own.items()]
     return "\n".join(lines) + "\n"
 
 

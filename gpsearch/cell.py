@@ -82,7 +82,7 @@ class HLSTMCell(Gated):
 
     def _step(self, x: Tensor, h: Tensor, c: Tensor, gates: Gates | None) -> State:
         batch = x.shape[0]  # len(x) takes three times as long, at every step
-        if decoder := self._decoder(batch, x, h, c):
+        if decoder := self.decoder(batch, x, h, c):
             return decoder.step(x, h, c)
         if gates is None:
             gates = self.gates(batch)
@@ -255,7 +255,7 @@ class HLSTM(Gated):
         """Run time-major sequences through all layers."""
         steps, batch = x.shape[:2]
         lengths = _checked_lengths(lengths, steps, batch)
-        if decoder := self._decoder(batch, x, *(hx or ())):
+        if decoder := self.decoder(batch, x, *(hx or ())):
             return decoder.run(x, hx and self._initial(x, hx), lengths)
         hx = self._initial(x, hx)
         sparse = self._patterns and kernels_for(x) is not None

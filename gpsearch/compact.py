@@ -21,7 +21,7 @@ from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.compact_units import Link, Place, Units, ends, families, input_size, reading
 from gpsearch.errors import UserError
 from gpsearch.formats import choose
-from gpsearch.quantize import Weights, quantize_weights
+from gpsearch.quantize import quantize_weights
 
 
 @runtime_checkable
@@ -41,8 +41,8 @@ class Chained(Protocol):
 
 
 @torch.no_grad()
-def compact(model: nn.Module, *, weights: Weights = "float32", here: bool = True) -> nn.Module:
-    """Return the smallest equal module, in eval mode; ``model`` stays as it is.
+def compact(model: nn.Module, *, weights: str = "float32", here: bool = True) -> nn.Module:
+    """Return the smallest equal module (to 1e-5), in eval mode; ``model`` stays as it is.
 
     On this processor its recurrent layers then run, without gradients and few sequences at a time,
     in the way that is found to be fastest: by kernels in C, every weight in the format that its
@@ -61,23 +61,29 @@ def compact(model: nn.Module, *, weights: Weights = "float32", here: bool = True
 
     Args:
         model: Any module; nothing in it that shares its parameters with another part shrinks.
-        weights: Type that the recurrent layers' weights are rounded to; with "float32", and with
-            a type that holds them already, outputs stay equal.
+        weights: Type that the recurrent layers' weights are rounded to, which changes the outputs;
+            "float32" leaves them. What dies of the rounding is cut out, too.
         here: It will run on this processor, so that it pays to try what is fast here.
 
     Raises:
-        UserError: A ``compaction_chain`` names no submodule.
+        UserError: A ``compaction_chain`` names no submodule, or there is no such type of weights.
     """
     small = copy.deepcopy(model).eval()
-    gated = [module for module in small.modules() if isinstance(module, HLSTM | HLSTMCell)]
-    units = _families(small)
+    _cut(small)
+    while quantize_weights(small, weights):
+        _cut(small)
+    return choose(small) if here else small
+
+
+def _cut(model: nn.Module) -> None:
+    """Take everything out that has no effect."""
+    gated = [module for module in model.modules() if isinstance(module, HLSTM | HLSTMCell)]
+    units = _families(model)
     _simplify(units)
     while any([*map(_drop_dead_path, gated)]):  # less is read now, so another path may be dead
-        units = _families(small)
+        units = _families(model)
         _simplify(units)
     _shrink(units)
-    quantize_weights(small, weights)
-    return choose(small) if here else small
 
 
 def _families(model: nn.Module) -> list[Units]:

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import PackedSequence
 from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.errors import UserError
 from gpsearch.profiling import Quantity
-from gpsearch.quantize import recurrent_matrices, stored_bytes
+from gpsearch.quantize import narrow_bytes, recurrent_matrices
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase, HLSTM, HLSTMCell)
 _WEIGHTED = (*_RECURRENT, nn.Linear, _ConvNd)
@@ -49,8 +49,9 @@ def count(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Quantity]:
 
     Returns:
         flops_dense, flops_effective (without the products of zero weights), params,
-        params_nonzero, and weight_bytes (parameters and float buffers as they are, the matrices of
-        recurrent layers in the narrowest type that holds them exactly).
+        params_nonzero, and weight_bytes: what parameters and float buffers need, where the matrices
+        of recurrent layers that 8 or 16 bits hold exactly count as such (see `gpsearch.quantize`;
+        torch, and a saved model, keep all of them in 32).
 
     Raises:
         UserError: The model has weights but no countable product, or one that cannot be counted.
@@ -73,7 +74,7 @@ def weights(model: nn.Module) -> dict[str, Quantity]:
     """Count parameters, those that are not zero, and the bytes that they take; see `count`."""
     parameters = list(model.parameters())
     stored = parameters + [one for one in model.buffers() if one.is_floating_point()]
-    saved = sum(one.nbytes - stored_bytes(one) for one in recurrent_matrices(model))
+    saved = sum(one.nbytes - narrow_bytes(one) for one in recurrent_matrices(model))
 
     def counted(value: int, unit: str) -> Quantity:
         return Quantity(value, unit, "analytic", method="counted", scope="model")

@@ -33,7 +33,7 @@ _SECONDS = 0.01
 
 @torch.inference_mode()
 def choose(model: nn.Module) -> nn.Module:
-    """Let every recurrent layer run in the way that is fastest here; its outputs stay equal.
+    """Let every recurrent layer run in the way that is fastest here; outputs stay equal to 1e-5.
 
     `HLSTM` and `HLSTMCell` get their ``formats``, and a `torch.nn.LSTM` becomes an `HLSTM` where
     that is faster. Layers on other devices, of another precision or with ``gate_norm`` stay with

@@ -104,7 +104,7 @@ class Packable(nn.Module):
             if found is None or found.dim() != 2 or format not in decode.FORMATS:
                 raise UserError(f"{name!r} cannot be packed as {format!r}")
 
-    def _decoder(self, batch: int, *inputs: Tensor) -> decode.Decoder | None:
+    def decoder(self, batch: int, *inputs: Tensor) -> decode.Decoder | None:
         """Return what runs this module in C, where that may be done with these inputs."""
         if self.training or not self.formats or not decode.applies(batch, *inputs):
             return None

@@ -48,7 +48,7 @@ OBJECTIVES = {
         Objective("energy", "energy_j", "energy of one inference", "mJ", 1e3, "measured"),
         Objective("flops", "flops_effective", "FLOPs of one inference", "MFLOP", 1e-6, "analytic"),
         Objective("params", "params_nonzero", "non-zero parameters", "thousand", 1e-3, "analytic"),
-        Objective("memory", "weight_bytes", "stored weights", "kB", 1e-3, "analytic"),
+        Objective("memory", "weight_bytes", "bytes of the weights", "kB", 1e-3, "analytic"),
     )
 }
 

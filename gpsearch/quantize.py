@@ -1,50 +1,73 @@
 """Narrow weights: the recurrent matrices of a model, rounded to what fewer bits can hold.
 
-Parameters stay ordinary ones of single precision, so every device, format and precision computes
-with the same values; where they are packed or counted, narrow ones take fewer bytes. Activations,
-sums, biases and all other modules keep their precision. A zero stays zero.
+Parameters stay ordinary ones, so every device computes with the rounded values; the kernels in C
+read them as narrow ones. Activations, sums, biases and all other modules keep their precision. A
+zero stays zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from gpsearch.cell import HLSTM, HLSTMCell
+from gpsearch.errors import UserError
 
-Weights = Literal["float32", "bfloat16", "int8"]
+TYPES = ("float32", "bfloat16", "int8")
+"""Of weights; the first one rounds nothing."""
 
+_RECURRENT = (HLSTM, HLSTMCell, nn.RNNBase, nn.RNNCellBase)
+_SINGLE = 4
+"""Bytes of a number of single precision."""
 _MOST = 127
 _SPARE_BITS = 7
 """Of a scale: without them, its product with a whole number up to 127 is exact."""
 
 
 @torch.no_grad()
-def quantize_weights(model: nn.Module, weights: Weights) -> None:
+def quantize_weights(model: nn.Module, weights: str) -> bool:
     """Round the matrices of all recurrent layers in place, biases excepted.
 
     Args:
-        model: Any module; its `HLSTM`, `HLSTMCell` and `torch.nn.LSTM` are changed.
+        model: Any module; its `HLSTM`, `HLSTMCell` and torch's own recurrent layers are changed.
         weights: "float32" leaves them, "bfloat16" keeps 8 significant bits of each; "int8" makes
             each a whole number within 127 times a scale of its row (symmetric, after training).
+            Parameters of 16 bits stay as they are.
+
+    Returns:
+        Whether anything was changed: what is rounded already stays.
+
+    Raises:
+        UserError: There is no such type.
     """
+    if weights not in TYPES:
+        raise UserError(f"weights={weights!r} should be one of {', '.join(TYPES)}")
+    changed = False
     for weight in recurrent_matrices(model):
-        weight.copy_(rounded(weight, weights))
+        narrow = rounded(weight, weights)
+        if not ((narrow == weight) | weight.isnan()).all():
+            weight.copy_(narrow)
+            changed = True
+    return changed
 
 
-def rounded(weight: Float[Tensor, "rows in"], weights: Weights) -> Float[Tensor, "rows in"]:
-    """Return a matrix rounded as `quantize_weights` does; what is rounded already stays."""
+def rounded(weight: Float[Tensor, "rows in"], weights: str) -> Float[Tensor, "rows in"]:
+    """Return a matrix rounded as `quantize_weights` does."""
+    if weights == "float32" or weight.itemsize < _SINGLE:
+        return weight
     if weights == "int8":
-        return _whole_numbers(weight)[1]
-    return weight.bfloat16().to(weight.dtype) if weights == "bfloat16" else weight
+        return _whole_numbers(weight)[1].to(weight.dtype)
+    return weight.bfloat16().to(weight.dtype)
 
 
-def stored_bytes(weight: Float[Tensor, "rows in"]) -> int:
-    """Return the bytes of a matrix in the narrowest type that holds it exactly, scales included."""
+def narrow_bytes(weight: Float[Tensor, "rows in"]) -> int:
+    """Return the bytes that a matrix needs: as it is, or where that is exact in 16 or 8 bits.
+
+    The scales of its rows are counted, too. Only single precision is looked into.
+    """
     plain = weight.detach()
     if plain.dtype is not torch.float32:
         return plain.nbytes
@@ -56,7 +79,7 @@ def stored_bytes(weight: Float[Tensor, "rows in"]) -> int:
 
 def recurrent_matrices(model: nn.Module) -> Iterator[nn.Parameter]:
     """Yield the weights that may be narrow, each once."""
-    layers = [one for one in model.modules() if isinstance(one, HLSTM | HLSTMCell | nn.LSTM)]
+    layers = [one for one in model.modules() if isinstance(one, _RECURRENT)]
     found = {id(p): p for layer in layers for p in layer.parameters(recurse=False) if p.dim() == 2}
     yield from found.values()
 
@@ -65,8 +88,8 @@ def _whole_numbers(
     weight: Float[Tensor, "rows in"],
 ) -> tuple[Float[Tensor, "rows 1"], Float[Tensor, "rows in"]]:
     """Return the rows' scales, and the matrix rounded to whole numbers times them."""
-    most = weight.abs().amax(1, keepdim=True) / _MOST
-    bits = most.float().view(torch.int32)
+    weight = weight.float()
+    bits = (weight.abs().amax(1, keepdim=True) / _MOST).view(torch.int32)
     spare = (1 << _SPARE_BITS) - 1
     scale = ((bits + spare) & ~spare).view(torch.float32)
     whole = (weight / scale.where(scale > 0, 1.0)).round()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpsearch.cell import HLSTM, HLSTMCell, State
 from gpsearch.errors import UserError
@@ -26,33 +27,26 @@ class Stream:
 
     Args:
         layer: An `HLSTM` of one direction or an `HLSTMCell`, in eval mode. In C its weights are
-            those that it had at the beginning.
-        batch: Sequences side by side.
+            those that it had at the beginning; in torch they follow the layer.
+        batch: Sequences side by side. More than 4 run in torch.
         state: h and c to begin with, in the layer's own shapes; absent is zero.
 
     Raises:
-        UserError: The layer is in training mode or reads both directions, or the state does not
-            fit.
+        UserError: The layer is of another kind, in training mode or reads both directions, or the
+            state does not fit.
     """
 
     def __init__(
-        self, layer: HLSTM | HLSTMCell, batch: int = 1, state: State | None = None
+        self, layer: nn.Module, batch: int = 1, state: Sequence[Tensor] | None = None
     ) -> None:
-        if layer.training:
-            raise UserError("a stream is for eval mode; call eval() on the layer first")
-        if isinstance(layer, HLSTM) and layer.bidirectional:
-            raise UserError("a bidirectional layer needs whole sequences; it cannot be a stream")
+        layer = _suitable(layer, batch)
         self._layer, self._batch, some = layer, batch, next(layer.parameters())
-        whole = isinstance(layer, HLSTM)
         shape = layer.num_layers if isinstance(layer, HLSTM) else 1, batch, layer.hidden_size
         with torch.inference_mode(False), torch.no_grad():
             h, c = (some.new_zeros(shape) for _ in range(2))
-            for name, to, given in zip("hc", (h, c), state or (), strict=False):
-                if given.shape != (wanted := to.shape if whole else to.shape[1:]):
-                    found = list(given.shape)
-                    raise UserError(f"the initial {name} is {found}, not {list(wanted)}")
+            for to, given in zip((h, c), _pair(layer, shape, state), strict=False):
                 to.copy_(given)
-            decoder = layer._decoder(batch, some.new_empty(0))
+            decoder = layer.decoder(batch, some.new_empty(0))
         self._h, self._c = h, c
         self._running = None if decoder is None else Running(decoder, h, c)
 
@@ -80,7 +74,7 @@ class Stream:
             raise UserError(
                 f"a step is {[self._batch, self._layer.input_size]}, not {list(x.shape)}"
             )
-        return x.detach().to(self._h).contiguous()
+        return x.detach().to(self._h).contiguous().resolve_neg()
 
     @torch.no_grad()
     def _by_module(self, x: Tensor) -> Tensor:
@@ -94,3 +88,34 @@ class Stream:
         outputs, (self._h, self._c) = layer(x.unsqueeze(time), (self._h, self._c))
         output: Tensor = outputs.squeeze(time)
         return output
+
+
+def _suitable(layer: nn.Module, batch: int) -> HLSTM | HLSTMCell:
+    """Return the layer if it can be a stream."""
+    kind = type(layer).__name__
+    if isinstance(layer, nn.LSTM):
+        raise UserError("a stream takes an HLSTM; HLSTM.from_lstm(lstm) makes one of an LSTM")
+    if not isinstance(layer, HLSTM | HLSTMCell):
+        raise UserError(f"a stream takes an HLSTM or an HLSTMCell, not a {kind}")
+    if layer.training:
+        raise UserError("a stream is for eval mode; call eval() on the layer first")
+    if isinstance(layer, HLSTM) and layer.bidirectional:
+        raise UserError("a bidirectional layer needs whole sequences; it cannot be a stream")
+    if batch < 1:
+        raise UserError(f"batch={batch} should be at least 1")
+    return layer
+
+
+def _pair(
+    layer: HLSTM | HLSTMCell, shape: tuple[int, ...], state: Sequence[Tensor] | None
+) -> Sequence[Tensor]:
+    """Return h and c as they are given; nothing where they are not."""
+    if state is None:
+        return ()
+    wanted = shape if isinstance(layer, HLSTM) else shape[1:]
+    if len(state) != 2:
+        raise UserError(f"the initial state should be h and c, not {len(state)} tensors")
+    for name, given in zip("hc", state, strict=True):
+        if given.shape != wanted:
+            raise UserError(f"the initial {name} is {list(given.shape)}, not {list(wanted)}")
+    return state

@@ -260,6 +260,7 @@ def test_another_revision_is_told_only_what_is_not_at_its_default():
     assert Candidate.from_dict(tomllib.loads(text)) == chosen
     assert "epochs = 3" in text
     assert "optimizer" not in text
+    assert "deployment" not in text  # nor a table that the other may lack
 
 
 def test_of_few_pairs_the_lowest_and_highest_ratio_are_told():

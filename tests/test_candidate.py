@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpsearch.candidate import Architecture, Candidate, Training
+from gpsearch.candidate import Architecture, Candidate, Deployment, Training
 from gpsearch.errors import UserError
 from gpsearch.schedule import GP, SCHEDULES, SET, Dense
 
@@ -20,6 +20,7 @@ def test_a_candidate_survives_its_toml(schedule, layers, direct, rate):
         Architecture(layers=layers, gate_direct=direct),
         SCHEDULES[schedule](),
         Training(learning_rate=rate),
+        Deployment(weights="int8"),
     )
     assert Candidate.from_dict(tomllib.loads(candidate.to_toml())) == candidate
 
@@ -51,6 +52,7 @@ def test_what_is_absent_takes_its_default():
         ("[schedule]\nname = 'magic'", "name = 'magic' is unknown; one of gp, gmp"),
         ("[schedule]\nname = 'gp'\nfinal_density = 2.0", "final_density = 2.0 should be a share"),
         ("[train]\nepochs = 1", "has no key 'train'"),
+        ("[deployment]\nweights = 'int4'", "weights = 'int4' is not one of 'float32', 'bfloat16'"),
         ("training = 3", r"\[training\] should be a table"),
         ("[architecture", "not valid TOML"),
     ],
@@ -78,6 +80,10 @@ def test_a_missing_file_is_named(tmp_path):
         (
             Candidate(Architecture(gate_depth=0), GP(structure="row_column")),
             "LSTM 2x128, gp 10.0% units",
+        ),
+        (
+            Candidate(Architecture(gate_depth=0), deployment=Deployment(weights="int8")),
+            "LSTM 2x128, dense, int8",
         ),
         (
             Candidate(Architecture(gate_depth=0), SET(structure="16x1")),

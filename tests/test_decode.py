@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import os
 import random
 import shutil
@@ -26,12 +27,11 @@ from torch import Tensor, nn
 from gpsearch import HLSTM, HLSTMCell, UserError
 from gpsearch.deploy import load_model, save_model
 from gpsearch.kernels import native
-from gpsearch.kernels.decode import FORMATS, MOST_SEQUENCES, Decoder, Packed
+from gpsearch.kernels.decode import _CODES, FORMATS, MOST_SEQUENCES, Decoder, Packed
 from gpsearch.kernels.native import Native
-from gpsearch.quantize import Weights, rounded
+from gpsearch.quantize import rounded
 
 several = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-TYPES: dict[str, Weights] = {"bf16": "bfloat16", "int8": "int8"}
 KERNELS = [one for name in native.available() if (one := native.native(name))]
 
 pytestmark = pytest.mark.skipif(not KERNELS, reason="the kernels were not built")
@@ -62,7 +62,7 @@ def masked(module: Any, density: float, seed: int = 0) -> Any:
 
 def fitting(weight: Tensor, format: str) -> Tensor:
     """A matrix rounded to what the values of a format can hold."""
-    return rounded(weight, TYPES[format.rpartition("-")[2]] if "-" in format else "float32")
+    return rounded(weight, format.partition("-")[2] or "float32")
 
 
 def packed_as(module: Any, choose: Callable[[], str]) -> dict[str, str]:
@@ -158,11 +158,28 @@ def test_a_narrow_type_holds_a_matrix_exactly_or_not_at_all(kernels):
 
 
 @each_kernels
+def test_windows_are_for_numbers_with_room_for_a_lane(kernels):
+    for small in (1e-38, float("inf"), float("nan")):
+        weight = torch.tensor([[127 * small, small]])
+        assert Packed.bytes_of(kernels, weight, "windows") == -1
+        assert Packed.bytes_of(kernels, weight, "windows-int8") == -1
+
+
+@each_kernels
+def test_no_other_pair_of_layout_and_type_can_be_packed(kernels):
+    weight = torch.ones(20, 20)
+    codes = set(_CODES.values())
+    for layout, type in itertools.product(range(7), range(3)):
+        size = kernels.pack_matrix(layout, type, weight.data_ptr(), 20, 20, None)
+        assert (size > 0) == ((layout, type) in codes)
+
+
+@each_kernels
 def test_narrow_values_take_the_fewer_bytes(kernels):
     weight = torch.ones(128, 512)
     dense, *narrow = (
         Packed.bytes_of(kernels, fitting(weight, one), one)
-        for one in ("dense", "dense-bf16", "dense-int8")
+        for one in ("dense", "dense-bfloat16", "dense-int8")
     )
 
     assert [round(dense / one, 1) for one in narrow] == [2, 4]

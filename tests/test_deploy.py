@@ -12,6 +12,7 @@ from gpsearch.deploy import (
     untrained,
 )
 from gpsearch.errors import UserError
+from gpsearch.quantize import quantize_weights
 from gpsearch.space import Space
 from tests.toy import ToyDevice, ToyTask
 
@@ -71,3 +72,7 @@ def test_a_candidates_file_gives_its_model_at_its_final_density(tmp_path):
     weights = [p for n, p in model.named_parameters() if "weight" in n and "layers" in n]
 
     assert sum(int(w.count_nonzero()) for w in weights) == round(0.25 * 4 * 12 * (3 + 12))
+    assert quantize_weights(model, "int8")
+
+    path.write_text(path.read_text() + '[deployment]\nweights = "int8"\n')
+    assert not quantize_weights(untrained(path, ToyTask()), "int8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gpsearch import HLSTM, compact
+from gpsearch import HLSTM, HLSTMCell, UserError, compact
+from gpsearch.candidate import Deployment
 from gpsearch.flops import weights as count
 from gpsearch.kernels import native
 from gpsearch.kernels.decode import Packed
-from gpsearch.quantize import quantize_weights, rounded, stored_bytes
+from gpsearch.quantize import TYPES, narrow_bytes, quantize_weights, rounded
 
 KERNELS = native.native()
 
@@ -67,7 +68,7 @@ def test_rounding_twice_is_rounding_once(weight: Tensor, type: Any):
 def test_what_is_rounded_can_be_packed(weight: Tensor):
     assert KERNELS is not None
     assert Packed.bytes_of(KERNELS, rounded(weight, "int8"), "dense-int8") > 0
-    assert Packed.bytes_of(KERNELS, rounded(weight, "bfloat16"), "dense-bf16") > 0
+    assert Packed.bytes_of(KERNELS, rounded(weight, "bfloat16"), "dense-bfloat16") > 0
 
 
 def test_what_is_no_number_stays_none():
@@ -77,10 +78,10 @@ def test_what_is_no_number_stays_none():
 def test_bytes_are_those_of_the_narrowest_exact_type():
     weight = torch.randn(6, 10)
 
-    assert stored_bytes(weight) == 6 * 10 * 4
-    assert stored_bytes(rounded(weight, "bfloat16")) == 6 * 10 * 2
-    assert stored_bytes(rounded(weight, "int8")) == 6 * (10 + 4)
-    assert stored_bytes(weight.double()) == 6 * 10 * 8
+    assert narrow_bytes(weight) == 6 * 10 * 4
+    assert narrow_bytes(rounded(weight, "bfloat16")) == 6 * 10 * 2
+    assert narrow_bytes(rounded(weight, "int8")) == 6 * (10 + 4)
+    assert narrow_bytes(weight.double()) == 6 * 10 * 8
 
 
 @pytest.mark.parametrize("make", [HLSTM, nn.LSTM])
@@ -97,13 +98,50 @@ def test_a_models_recurrent_matrices_are_rounded_and_nothing_else(make, type, ne
     torch.testing.assert_close(model[1](x)[0], before[1](x)[0], atol=near, rtol=0)
 
 
-def test_float32_leaves_all_as_it_is():
-    layer = HLSTM(3, 4)
-    before = copy.deepcopy(layer.state_dict())
+@pytest.mark.parametrize(
+    "make", [HLSTM, HLSTMCell, nn.LSTM, nn.LSTMCell, nn.GRU], ids=lambda make: make.__name__
+)
+def test_a_second_time_nothing_changes(make):
+    layer = make(3, 4)
 
-    quantize_weights(layer, "float32")
+    assert not quantize_weights(layer, "float32")
+    assert quantize_weights(layer, "int8")
+    assert not quantize_weights(layer, "int8")
 
-    assert all(before[name].equal(value) for name, value in layer.state_dict().items())
+
+def test_weights_that_are_no_numbers_come_to_an_end():
+    layer: Any = HLSTM(3, 4)
+    with torch.no_grad():
+        layer.weight_gate_ih_l0[0, 0] = float("inf")
+
+    small: Any = compact(layer, weights="int8")
+    assert small.weight_gate_ih_l0[0].isnan().all()
+
+
+def test_parameters_of_16_bits_stay():
+    assert not quantize_weights(HLSTM(3, 4).half(), "int8")
+
+
+def test_an_unknown_type_is_named():
+    with pytest.raises(UserError, match="weights='bf16' should be one of float32, bfloat16, int8"):
+        compact(HLSTM(3, 4), weights="bf16")
+
+
+def test_candidates_know_the_same_types():
+    assert get_args(get_type_hints(Deployment)["weights"]) == TYPES
+
+
+@torch.no_grad()
+def test_what_dies_of_the_rounding_is_cut_out():
+    layer: Any = HLSTM(5, 6, gate_hidden=(12,)).eval()
+    for unit in range(4):
+        layer.weight_gate1_l0[:, unit] *= 1e-4
+
+    small: Any = compact(layer, weights="int8")
+
+    assert small.gate_hidden == (8,)
+    again: Any = compact(small, weights="int8")
+    assert all(a.equal(b) for a, b in zip(small.parameters(), again.parameters(), strict=True))
 
 
 @torch.no_grad()
@@ -119,8 +157,6 @@ def test_a_compact_model_with_narrow_weights(type):
     plain.formats = {}
     torch.testing.assert_close(small(x)[0], plain(x)[0], atol=1e-5, rtol=1e-5)
     assert (small.weight_gate_hh_l0[zero] == 0).all()
-    again: Any = compact(small, weights=type)
-    assert again.weight_gate_hh_l0.equal(small.weight_gate_hh_l0)
     before, after = (count(one)["weight_bytes"].value for one in (layer, small))
     assert after is not None
     assert before is not None

@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from gpsearch import report
+from gpsearch.deploy import load_model
 from gpsearch.errors import UserError
 from gpsearch.profiling import Host, Quantity, measure
+from gpsearch.quantize import quantize_weights
 from gpsearch.search import Search, StudyFailed, TimeUp
 from gpsearch.settings import Settings
 from gpsearch.study import Study
@@ -115,6 +117,27 @@ def test_a_larger_budget_goes_on_where_the_study_ended(finished, tmp_path):
     assert [row["trial"] for row in run(study).rows] == [4]
     assert [row["trial"] for row in study.rows()] == [0, 1, 2, 3, 4]
     assert study.rows()[:4] == first.rows
+
+
+def test_what_is_scored_and_counted_has_the_weights_of_its_deployment(tmp_path):
+    space = tmp_path / "narrow.toml"
+    text = (ROOT / "tests" / "toy.toml").read_text(encoding="utf-8")
+    choice = '[deployment]\nweights = { choices = ["float32", "int8"], default = "int8" }\n'
+    wide = 'architecture.gate_depth = 0\ndeployment.weights = "float32"\nschedule.name = "dense"'
+    space.write_text(
+        text.replace("[baselines.d", f"{choice}\n[baselines.d").replace(
+            'architecture.gate_depth = 0\nschedule.name = "dense"', wide
+        )
+    )
+    study = a_study(tmp_path / "toy", budget=2, space=str(space), objectives="error,memory")
+
+    wide_row, narrow_row = run(study).rows
+
+    assert [row["p:weights"] for row in (wide_row, narrow_row)] == ["float32", "int8"]
+    assert narrow_row["weight_bytes"] < 0.7 * wide_row["weight_bytes"]
+    assert 'weights = "int8"' in (study.trial_folder(1) / "candidate.toml").read_text()
+    for number in study.folder.glob("trials/1/model.pt"):
+        assert not quantize_weights(load_model(number), "int8")
 
 
 def test_a_candidate_that_cannot_meet_a_constraint_is_gated_before_it_trains(tmp_path):

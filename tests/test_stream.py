@@ -80,6 +80,37 @@ def test_inputs_of_any_layout_and_precision(way):
 
 
 @ways
+def test_numbers_whose_signs_are_only_noted(way):
+    layer = made(HLSTM(3, 4, gate_hidden=(5,)), way)
+    x = torch.randn(1, 3)
+
+    assert Stream(layer)(torch._neg_view(x)).equal(Stream(layer)(-x))
+
+
+@needs_kernels
+def test_more_sequences_than_the_kernels_like_run_in_torch():
+    layer = made(HLSTM(3, 4, gate_hidden=(5,)), "C")
+    x = torch.randn(5, 3)
+
+    many = Stream(layer, batch=5)(x)
+
+    one = torch.cat([Stream(layer)(row[None]) for row in x])
+    torch.testing.assert_close(many, one)
+
+
+@needs_kernels
+def test_a_stream_keeps_the_weights_that_it_began_with():
+    layer = made(HLSTM(3, 4, gate_hidden=(5,)), "C")
+    stream, x = Stream(layer), torch.randn(1, 3)
+    wanted = Stream(layer)(x)
+    with torch.no_grad():
+        layer.weight_gate1_l0 += 1
+    del layer
+
+    assert stream(x).equal(wanted)
+
+
+@ways
 def test_what_cannot_be_a_step_is_named(way):
     stream = Stream(made(HLSTM(4, 4), way))
 
@@ -93,6 +124,9 @@ def test_what_cannot_be_a_step_is_named(way):
         (HLSTM(2, 3), None, "call eval"),
         (HLSTM(2, 3, bidirectional=True).eval(), None, "bidirectional"),
         (HLSTM(2, 3).eval(), (torch.zeros(1, 1, 3), torch.zeros(1, 1, 4)), "the initial c is"),
+        (HLSTM(2, 3).eval(), (torch.zeros(1, 1, 3),), "h and c, not 1 tensors"),
+        (nn.LSTM(2, 3).eval(), None, "HLSTM.from_lstm"),
+        (nn.Linear(2, 3).eval(), None, "not a Linear"),
     ],
 )
 def test_what_cannot_be_a_stream_is_named(layer, state, message):

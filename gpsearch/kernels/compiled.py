@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from gpsearch.kernels.gates import Gates, flattened, restored
 from gpsearch.kernels.native import Native
-from gpsearch.kernels.products import column_sums, linear, torch_is_fast
+from gpsearch.kernels.products import linear, torch_is_fast
 
 KINDS = ("relu", "leaky_relu", "tanh", "gelu")
 """Activations, in the order of the enumeration in training.h."""
@@ -245,14 +245,14 @@ class _Loop:
         grads: list[Tensor | None] = [
             _sum_of_products(native, d_z, x.flatten(0, 1)),
             _sum_of_products(native, d_z, h),
-            None if self.gates.bias is None else column_sums(d_z),
+            None if self.gates.bias is None else d_z.sum(0),
         ]
         outs = [*self.d_pre[1:], self.d_gate][: len(self.gates.dense)]
         for dense, out, post in zip(self.gates.dense, outs, self.post, strict=True):
             d_out, read = out.flatten(0, 1), post.flatten(0, 1)
             pairs = zip(d_out.chunk(4, 1), read.chunk(4, 1), strict=True)
             grads.append(torch.stack([_sum_of_products(native, *pair) for pair in pairs]))
-            grads.append(None if dense.bias is None else column_sums(d_out).view(4, -1))
+            grads.append(None if dense.bias is None else d_out.sum(0).view(4, -1))
         return grads
 
 

@@ -19,12 +19,12 @@ from gpsearch.kernels.compiled import KINDS
 from gpsearch.kernels.native import Native
 
 _LAYOUTS = ("dense", "rows", "sell16", "windows", "16x1", "8x1", "4x4")
-_TYPES = ("", "-bf16", "-int8")
+_TYPES = ("", "-bfloat16", "-int8")
 _CODES = {
     layout + type: (i, j)
     for j, type in enumerate(_TYPES)
     for i, layout in enumerate(_LAYOUTS)
-    if not type or (layout not in ("rows", "8x1") and layout + type != "windows-bf16")
+    if not type or (layout not in ("rows", "8x1") and layout + type != "windows-bfloat16")
 }
 FORMATS = tuple(_CODES)
 """How a weight matrix may be packed; `csrc/pack.h` describes the layouts, and the types of values,
@@ -71,6 +71,8 @@ def suits(*tensors: Tensor) -> bool:
     for one in tensors:  # at every call: a generator would take twice as long
         if one.dtype is not torch.float32 or not one.is_cpu or one.layout is not torch.strided:
             return False
+        if one.is_neg():  # numbers whose signs are only noted
+            return False
     return True
 
 
@@ -93,7 +95,8 @@ class Packed:
 
     Raises:
         ValueError: The format cannot hold the matrix: it has more than 65,535 columns, or weights
-            that a narrow type could only round.
+            that a narrow type could only round, or for windows such as are hardly a number.
+        MemoryError: There is none to pack it.
     """
 
     def __init__(self, kernels: Native, weight: Float[Tensor, "rows in"], format: str) -> None:
@@ -103,7 +106,9 @@ class Packed:
             raise ValueError(f"no {format} for a matrix of {list(weight.shape)}")
         self._memory = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
         self.pointer = -(-self._memory.data_ptr() // _ALIGNMENT) * _ALIGNMENT
-        kernels.pack_matrix(*_CODES[format], weight.data_ptr(), *weight.shape, self.pointer)
+        where = weight.data_ptr(), *weight.shape, self.pointer
+        if kernels.pack_matrix(*_CODES[format], *where) < 0:
+            raise MemoryError(f"no memory to pack a matrix of {list(weight.shape)}")
 
     @staticmethod
     def bytes_of(kernels: Native, weight: Float[Tensor, "rows in"], format: str) -> int:
@@ -252,9 +257,10 @@ class Decoder:
 
     def _pack(self, weight: Float[Tensor, "rows in"], format: str) -> Packed:
         """Pack a matrix; where the format does not hold it (any more), in a wider one."""
-        wider = format, format.partition("-")[0], "dense"
-        held = (one for one in wider if Packed.bytes_of(self.kernels, weight, one) >= 0)
-        return Packed(self.kernels, weight, next(held))
+        for wider in (format, format.partition("-")[0]):
+            if Packed.bytes_of(self.kernels, weight, wider) >= 0:
+                return Packed(self.kernels, weight, wider)
+        return Packed(self.kernels, weight, "dense")
 
     def _bias(self, weight: Tensor, bias: Tensor | None) -> Float[Tensor, " padded"]:
         """Lay a bias out as the kernels do: each gate's part filled up to its stride."""
@@ -265,7 +271,7 @@ class Decoder:
 
 
 class Running:
-    """A decoder in the midst of sequences, whose next steps are given one by one.
+    """A decoder in the midst of sequences, whose next steps are given one after the other.
 
     Args:
         decoder: Of one direction.
@@ -279,7 +285,7 @@ class Running:
         h: Float[Tensor, "layers batch size"],
         c: Float[Tensor, "layers batch size"],
     ) -> None:
-        self._decoder, self.h, self.c = decoder, h, c
+        self._alive = decoder, h, c
         batch, size = h.shape[1:]
         self._shape, self._like = (batch, decoder.inputs), torch.empty(batch, size)
         self._stack = decoder._stack((0, decoder.inputs), (0, size), h, c)

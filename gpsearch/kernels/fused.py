@@ -23,7 +23,7 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
 from gpsearch.kernels.gates import Gates, flattened, restored
-from gpsearch.kernels.products import column_sums, linear, sum_of_products
+from gpsearch.kernels.products import linear, sums_of_products
 
 _aten = torch.ops.aten
 
@@ -320,10 +320,11 @@ class _Backward:
         """Return the gradients of ih, hh, bias, and the dense layers' weights and biases."""
         gates, trace = self.gates[d], self.trace
         rows = self.dz[d].flatten(0, 1)
+        of_x, of_h = sums_of_products(rows, [x.flatten(0, 1), trace.h[d, :-1].flatten(0, 1)])
         grads: list[Tensor | None] = [
-            sum_of_products(rows, x.flatten(0, 1)),
-            sum_of_products(rows, trace.h[d, :-1].flatten(0, 1)),
-            None if gates.bias is None else column_sums(rows),
+            of_x,
+            of_h,
+            None if gates.bias is None else rows.sum(0),
         ]
         outs = [*(d_pre[:, :, d].transpose(0, 1) for d_pre in self.d_pre), self.d_flat[d]]
         for dense, out, post in zip(gates.dense, outs, trace.post, strict=True):

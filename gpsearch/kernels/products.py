@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -51,13 +52,9 @@ def linear(
     return product
 
 
-def sum_of_products(
-    left: Float[Tensor, "rows n"], right: Float[Tensor, "rows m"]
-) -> Float[Tensor, "n m"]:
-    """Return left.T @ right; no gradients."""
-    return left.mT @ right if torch_is_fast() else linear(left.mT.contiguous(), right.mT)
-
-
-def column_sums(rows: Float[Tensor, "rows columns"]) -> Float[Tensor, " columns"]:
-    """Return rows.sum(0), which is slower than a product where there are many rows."""
-    return (rows.new_ones(1, len(rows)) @ rows)[0]
+def sums_of_products(
+    left: Float[Tensor, "rows n"], rights: Sequence[Float[Tensor, "rows _m"]]
+) -> list[Tensor]:
+    """Return left.T @ right of each; no gradients."""
+    turned = left.mT if torch_is_fast() else left.mT.contiguous()
+    return [turned @ r if torch_is_fast() else linear(turned, r.mT) for r in rights]

@@ -68,10 +68,12 @@ static Shape shape_of(int64_t format)
 
 INLINE int64_t bytes_of(int64_t type) { return type == FLOAT32 ? 4 : type == BFLOAT16 ? 2 : 1; }
 
-/* Those sizes of a value at which the lane in its lowest bits is no matter. */
-#define LEAST 1e-36f
-#define MOST 1e38f
-#define HAS_ROOM(x) ((x) == 0.0f || ((x) > LEAST && (x) < MOST) || ((x) < -LEAST && (x) > -MOST))
+/* Whether a lane in the lowest bits of a value is no matter: not where it is denormal or no number. */
+static int has_room(float x)
+{
+    const float size = x < 0.0f ? -x : x;
+    return size == 0.0f || (size > 1e-30f && size < 1e38f);
+}
 
 /* The number nearest to x of those whose lowest bits are the lane. */
 static float with_lane(float x, int32_t lane)
@@ -121,10 +123,8 @@ static void write_narrow(const Matrix *m, const float *values, int64_t count, ch
     for (int64_t i = 0; i < count; i++) {
         uint32_t bits;
         memcpy(&bits, values + i, 4);
-        const uint16_t upper = (uint16_t)(bits >> 16);
-        const int16_t shifted = (int16_t)values[i]; /* the lane is in it already */
-        if (m->type == BFLOAT16) memcpy(to + 2 * i, &upper, 2);
-        else if (m->format == WINDOWS) memcpy(to + 2 * i, &shifted, 2);
+        if (m->type == BFLOAT16) ((uint16_t *)to)[i] = (uint16_t)(bits >> 16);
+        else if (m->format == WINDOWS) ((int16_t *)to)[i] = (int16_t)values[i]; /* and the lane */
         else ((int8_t *)to)[i] = (int8_t)values[i];
     }
 }
@@ -333,7 +333,9 @@ static int64_t pack_source(Matrix *m, const Source *s, char *to)
     if (m->type != FLOAT32 && (m->format == ROWS || m->format == B8X1)) return -1;
     if (m->type == BFLOAT16 && m->format == WINDOWS) return -1;
     for (int64_t i = 0; m->format == WINDOWS && i < m->rows * m->columns; i++)
-        if (!HAS_ROOM(s->w[i])) return -1;
+        if (!has_room(s->w[i])) return -1;
+    for (int64_t row = 0; m->format == WINDOWS && s->scales && row < m->rows; row++)
+        if (!has_room(s->scales[row])) return -1;
     if (m->columns > MOST_COLUMNS || m->rows >= INT32_MAX - PAD) return -1;
     const Shape shape = shape_of(m->format);
     m->groups = (m->rows + shape.height - 1) / shape.height;

@@ -70,7 +70,7 @@ INLINE void turn_tile(const int whole, int rows, int columns, const float *from,
     for (int c = 0; c < (whole ? 4 : columns); c++)
         for (int r = 0; r < (whole ? 4 : rows); r++) {
             float *const at = to + c * to_step + r;
-            *at = from[r * from_step + c] + (add ? *at : 0.0f);
+            *at = add ? *at + from[r * from_step + c] : from[r * from_step + c];
         }
 }
 
