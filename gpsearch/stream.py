@@ -52,7 +52,7 @@ class Stream:
 
     @property
     def state(self) -> State:
-        """H and c after the last step, in the layer's own shapes."""
+        """The pair h, c after the last step, in the layer's own shapes."""
         h, c = self._h.clone(), self._c.clone()
         return (h, c) if isinstance(self._layer, HLSTM) else (h[0], c[0])
 
