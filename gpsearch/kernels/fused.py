@@ -228,25 +228,25 @@ class _Backward:
         self.dh, self.dc = (trace.h.new_zeros(dirs, batch, size) for _ in range(2))
         self.dz = [torch.empty_like(z) for z in trace.z]
         first = gates[0].first
-        self.d_flat = [
-            _by_gate(dz[..., first:] if gates[0].direct else dz.new_empty(steps, batch, 4 * size))
-            for dz in self.dz
-        ]
+        self.d_flat = [_by_gate(dz[..., first:]) for dz in self.dz] if gates[0].direct else []
         self._view_cell()
         self._view_layers()
 
     def _view_cell(self) -> None:
         trace = self.trace
-        self.d_gate, self.c_slope = torch.empty_like(trace.gate), torch.empty_like(trace.tanh_c)
-        f, d_o = trace.gate[:, 1], self.d_gate[:, 3]
-        parts = self.c_slope, self.d_gate[:, :3], d_o, f
-        self.cell = list(zip(*(part.unbind(0) for part in parts), strict=True))
+        steps, *rest = trace.tanh_c.shape
+        # All steps of a gate together: one product then makes the gradient of its weights.
+        self.d_gate = trace.gate.new_empty(4, rest[0], steps, *rest[1:])
+        self.c_slope = torch.empty_like(trace.tanh_c)
+        d_ifg, d_o = self.d_gate[:3].unbind(2), self.d_gate[3].unbind(1)
+        f = trace.gate[:, 1].unbind(0)
+        self.cell = list(zip(self.c_slope.unbind(0), d_ifg, d_o, f, strict=True))
 
     def _prepare(self, steps: slice) -> None:
         """Fill d_gate with what dh (for o) and dc (for the others) will be multiplied with."""
         trace = self.trace
         (i, f, g, o), c = trace.gate[steps].unbind(1), trace.c[:-1][steps]
-        d_i, d_f, d_g, d_o = self.d_gate[steps].unbind(1)
+        d_i, d_f, d_g, d_o = self.d_gate[:, :, steps].transpose(1, 2).unbind(0)
         tanh_c = trace.tanh_c[steps]
         _aten.sigmoid_backward.grad_input(g, i, grad_input=d_i)
         _aten.sigmoid_backward.grad_input(c, f, grad_input=d_f)
@@ -259,7 +259,8 @@ class _Backward:
         slope, one = _SLOPE[gates[0].activation], self.dh.new_ones(())
         self.weights = _stacked_weights(gates)
         self.d_pre = [torch.empty_like(pre) for pre in trace.pre]
-        self.d_rows = [d.flatten(1, 2).unbind(0) for d in (*self.d_pre, self.d_gate)]
+        self.d_rows = [d.flatten(1, 2).unbind(0) for d in self.d_pre]
+        self.d_rows.append(self.d_gate.flatten(0, 1).unbind(1))
         self.slopes = []
         for j, pre in enumerate(trace.pre, 1):
             slopes = slope(one.expand_as(pre), pre)
@@ -275,14 +276,15 @@ class _Backward:
             if g.masks:
                 slopes.mul_(g.masks[0].unsqueeze(1))
             views = slopes.unbind(1), dz.unbind(1), self.dz[d].unbind(0)
-            flat = self.d_flat[d].unbind(1), self.d_gate[:, :, d].unbind(0)
-            self.directions.append((self.d_first[:, d], *views, *flat, g.hh, self.dh[d]))
+            self.directions.append((self.d_first[:, d], *views, g.hh, self.dh[d]))
+        of_gates = [self.d_gate[:, d].unbind(1) for d in range(len(self.d_flat))]
+        self.direct = [(flat.unbind(1), d) for flat, d in zip(self.d_flat, of_gates, strict=True)]
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Go back through all steps and return the gradients of the initial h and c."""
         if self.grad_hs is not None:
             self.dh.copy_(self.grad_hs[-1])
-        block = max(1, _CACHED // max(1, self.d_gate[0].numel()))
+        block = max(1, _CACHED // max(1, self.trace.gate[0].numel()))
         for t in range(self.steps - 1, -1, -1):
             if (t + 1) % block == 0 or t == self.steps - 1:
                 self._prepare(slice(t // block * block, t + 1))
@@ -304,10 +306,11 @@ class _Backward:
             torch.bmm(self.d_rows[j][t], self.weights[j], out=self.d_rows[j - 1][t])
             self.d_rows[j - 1][t].mul_(self.slopes[j - 1][t])
         torch.bmm(self.d_rows[0][t], self.weights[0], out=self.d_first.flatten(0, 1))
+        for flat, of_gates in self.direct:
+            flat[t].copy_(of_gates[t])
         above = None if self.grad_hs is None or t == 0 else self.grad_hs[t - 1]
-        for d, (d_post, slope, d_hidden, dz, flat, gate, hh, dh) in enumerate(self.directions):
+        for d, (d_post, slope, d_hidden, dz, hh, dh) in enumerate(self.directions):
             torch.mul(d_post, slope[t], out=d_hidden[t])
-            flat[t].copy_(gate[t])
             if above is None:
                 torch.mm(dz[t], hh, out=dh)
             else:
@@ -326,7 +329,8 @@ class _Backward:
             of_h,
             None if gates.bias is None else rows.sum(0),
         ]
-        outs = [*(d_pre[:, :, d].transpose(0, 1) for d_pre in self.d_pre), self.d_flat[d]]
+        outs = [d_pre[:, :, d].transpose(0, 1) for d_pre in self.d_pre]
+        outs.append(self.d_gate[:, d])
         for dense, out, post in zip(gates.dense, outs, trace.post, strict=True):
             grads.append(torch.bmm(out.flatten(1, 2).mT, post[:, d].flatten(1, 2)))
             grads.append(None if dense.bias is None else out.sum((1, 2)))
