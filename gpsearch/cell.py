@@ -182,7 +182,7 @@ class HLSTM(Gated):
     def use_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Let training compute with awake weights only, where that is faster.
 
-        It is in layers that have few of them, for batches that fill the processor's vectors.
+        It is in layers that have few of them, for batches that half fill the processor's vectors.
         Dormant weights have to be zero from then on; they may get gradients or not.
 
         Args:

@@ -22,7 +22,7 @@ from gpsearch.kernels.pattern import Patterns
 from gpsearch.kernels.products import linear
 from gpsearch.kernels.recurrence import ACTIVATIONS, plain, recurrence
 from gpsearch.kernels.sequence import Padded
-from gpsearch.kernels.sparse import fills, sparse
+from gpsearch.kernels.sparse import kernels_for_sparse, sparse
 
 Layer = tuple[list[Tensor], Tensor, Tensor, list[Gates]]
 
@@ -303,12 +303,28 @@ def test_splitting_and_joining_give_the_batch_back(lengths: list[int]) -> None:
     assert torch.equal(x.grad, padded.zeroed(torch.full_like(x, 2.0)))
 
 
+def patterns(density: float) -> Patterns:
+    ih, hh = (torch.rand(40, 20) < density for _ in range(2))
+    return Patterns.of(ih, hh, [torch.rand(4, 10, 10) < density])
+
+
+def test_the_density_of_patterns_is_that_of_all_masks_together() -> None:
+    masks = torch.eye(4, dtype=torch.bool), torch.ones(4, 2, dtype=torch.bool)
+    assert Patterns.of(*masks, [torch.zeros(4, 2, 1, dtype=torch.bool)]).density == 12 / 32
+
+
 @pytest.mark.parametrize("instruction_set", available())
-def test_a_batch_that_leaves_most_lanes_idle_is_run_densely(instruction_set: str) -> None:
+def test_a_batch_that_leaves_most_lanes_idle_takes_narrower_vectors_or_none(
+    instruction_set: str,
+) -> None:
     kernels = native(instruction_set)
     assert kernels is not None
+    few, many = patterns(0.05), patterns(0.2)
     vector = kernels.lanes(1)
-    assert fills(kernels, vector)
-    assert fills(kernels, vector + 1)  # the second vector idles, the first does not
-    assert fills(kernels, vector // 2 + 1)
-    assert not fills(kernels, vector // 2)
+    for batch in (vector // 2 + 1, vector, vector + 1):  # of two vectors the second may idle
+        assert kernels_for_sparse(kernels, batch, [many]) is kernels
+    narrower = kernels_for_sparse(kernels, vector // 2, [few, few])
+    assert narrower is (native("avx2") if instruction_set == "avx512" else None)
+    assert kernels_for_sparse(kernels, vector // 2, [few, many]) is None
+    assert kernels_for_sparse(kernels, vector // 4, [few]) is None
+    assert kernels_for_sparse(kernels, vector, [few, None]) is None

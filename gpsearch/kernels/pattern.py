@@ -53,6 +53,13 @@ class Patterns(NamedTuple):
     dense: tuple[tuple[Pattern, ...], ...]
     """Of every hidden layer's map, those of the four gates."""
 
+    @property
+    def density(self) -> float:
+        """The share of all weights that is awake."""
+        patterns = [self.ih, self.hh, *(one for four in self.dense for one in four)]
+        awake = sum(len(one.places) for one in patterns)
+        return awake / sum(rows * columns for rows, columns in (one.shape for one in patterns))
+
     @classmethod
     def of(
         cls,

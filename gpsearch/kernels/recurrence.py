@@ -18,7 +18,7 @@ from gpsearch.kernels.compiled import compiled
 from gpsearch.kernels.fused import fused
 from gpsearch.kernels.gates import Gates
 from gpsearch.kernels.native import Native, native
-from gpsearch.kernels.sparse import fills, sparse
+from gpsearch.kernels.sparse import kernels_for_sparse, sparse
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -37,7 +37,7 @@ def recurrence(
     """Run one layer over all time steps and return its h and c at every step.
 
     It goes by the kernels in C where there are any, with the awake weights only where the gates
-    have patterns and the batch fills vectors; or else the fused way in torch. Tracing and compiling
+    have patterns and that is faster; or else the fused way in torch. Tracing and compiling
     need plain operations, and so do gate norms; on a GPU the fused way is untested.
     """
     if not _traced() and has_torch_function_unary(h0):
@@ -49,8 +49,8 @@ def recurrence(
         return plain(xs, h0, c0, gates)
     if kernels is None:
         return fused(xs, h0, c0, gates)
-    if gates[0].patterns is not None and fills(kernels, h0.shape[1]):
-        return sparse(kernels, xs, h0, c0, gates)
+    if fitting := kernels_for_sparse(kernels, h0.shape[1], [g.patterns for g in gates]):
+        return sparse(fitting, xs, h0, c0, gates)
     return compiled(kernels, xs, h0, c0, gates)
 
 

@@ -18,20 +18,37 @@ from torch.autograd.function import once_differentiable
 from gpsearch.kernels.compiled import KINDS, address, each_in_threads, slices
 from gpsearch.kernels.gates import Gates, flattened, restored
 from gpsearch.kernels.native import Native
+from gpsearch.kernels.native import native as find_native
 from gpsearch.kernels.pattern import Pattern, Patterns
 
 PAYS_BELOW = 0.25
 """Density under which sparse products beat dense ones even for small layers and batches: 128 units,
 8 sequences (measured; larger ones break even at 0.35)."""
+_PAYS_BELOW_IF_NARROW = 0.12
+"""The same where the products take narrower vectors than the dense ones, as for 8 sequences on
+AVX-512 (measured there)."""
 
 
-def fills(native: Native, batch: int) -> bool:
-    """Tell whether a batch fills its vectors by more than half; one sequence is a lane of them.
+def kernels_for_sparse(
+    native: Native, batch: int, patterns: Sequence[Patterns | None]
+) -> Native | None:
+    """Return the kernels for products with the awake weights of some directions.
 
-    Eight sequences on AVX-512 do not, and took 1.1 times as long as dense ones at 95 % zeros.
+    One sequence is a lane of a vector. A batch that fills no more than half of its vectors leaves
+    too much idle; on AVX-512 there are those of AVX2 for it.
+
+    Returns:
+        None where patterns are missing, or dense products by ``native`` are faster.
     """
-    lanes: int = native.lanes(batch)
-    return 2 * batch > lanes
+    given = [one for one in patterns if one is not None]
+    if len(given) < len(patterns):
+        return None
+    if 2 * batch > native.lanes(batch):
+        return native
+    narrower = find_native("avx2") if native.instruction_set == "avx512" else None
+    fits = narrower is not None and 2 * batch > narrower.lanes(batch)
+    sparse_enough = max(one.density for one in given) < _PAYS_BELOW_IF_NARROW
+    return narrower if fits and sparse_enough else None
 
 
 def sparse(
