@@ -3,9 +3,8 @@
     python -m benchmarks deployed results/reproduce-speech-small
 
 The networks are those that `gpsearch reproduce speech` left: every row and seed, made compact once
-more for this processor. Each stands there twice, the second time with weights of 8 bits, by the
-kernels in C; the dense LSTM twice more: as torch runs it (the reference of all ratios), and with
-torch's own 8 bits. Latency is that of one
+more for this processor, as it is and with weights of 8 bits. The dense LSTM stands there as torch
+runs it, too (the reference of all ratios), and with torch's own 8 bits. Latency is that of one
 development utterance, measured by `gpsearch.measure`; errors are those of the development split,
 utterance by utterance as a user has them.
 """
@@ -153,19 +152,24 @@ def summary(measured: Sequence[Row]) -> list[Row]:
 
 
 def _draw(figure: Figure, measured: Sequence[Row]) -> None:
-    figure.set_size_inches(7.2, 4.6)
+    figure.set_size_inches(8.6, 4.6)
     axes = figure.add_subplot()
-    for index, way in enumerate(dict.fromkeys(row["way"] for row in measured)):
+    networks = list(dict.fromkeys(row["way"].partition(",")[0] for row in measured))
+    for way in dict.fromkeys(row["way"] for row in measured):
         own = [row for row in measured if row["way"] == way]
         xs, ys = [r["ratio"].value for r in own], [100 * r["dev_wer"] for r in own]
-        axes.plot(xs, ys, "Do^svPX*"[index % 8], ms=7, lw=0, label=way, alpha=0.8)
+        network, _, variant = way.partition(", ")
+        colour = f"C{networks.index(network)}"
+        filled = "none" if "int8" in variant else colour
+        marker = "s" if "torch" in variant else "o"
+        axes.plot(xs, ys, marker, ms=7, lw=0, label=way, color=colour, markerfacecolor=filled)
     plain_log(axes)
     axes.set_xlabel("latency / dense LSTM's in torch")
     axes.set_ylabel("WER on the development split (%)")
     axes.grid(color="#e6e9ec", lw=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=BAR, labelcolor="black")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def main(arguments: list[str]) -> None:
