@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ _SMALLER = 0.75
 """A format that takes a larger share of the dense one's memory cannot win."""
 _GAIN = 0.97
 """What takes more than this share of the time is no better."""
-_SEQUENCE = 16
-"""Time steps in which the kernels are held against torch."""
+_SEQUENCE = 64
+"""Time steps in which the kernels are held against torch, which packs its weights at every call."""
 _SECONDS = 0.01
 """To try the formats of one weight; there are at least three rounds, and at most 40."""
 
@@ -34,6 +35,8 @@ _SECONDS = 0.01
 @torch.inference_mode()
 def choose(model: nn.Module) -> nn.Module:
     """Let every recurrent layer run in the way that is fastest here; outputs stay equal to 1e-5.
+
+    It is found in one thread, as the device `cpu` measures, however many torch may use now.
 
     `HLSTM` and `HLSTMCell` get their ``formats``, and a `torch.nn.LSTM` becomes an `HLSTM` where
     that is faster. Layers on other devices, of another precision or with ``gate_norm`` stay with
@@ -45,6 +48,11 @@ def choose(model: nn.Module) -> nn.Module:
     Returns:
         The model; another one only where it is itself a `torch.nn.LSTM`.
     """
+    with _one_thread():
+        return _chosen(model)
+
+
+def _chosen(model: nn.Module) -> nn.Module:
     kernels = native()
     for module in model.modules():
         if isinstance(module, HLSTM | HLSTMCell):
@@ -66,11 +74,12 @@ def _best_formats(module: HLSTM | HLSTMCell, kernels: Native) -> Mapping[str, st
     formats = _packing(module, kernels, x)
     decoder = module.packed(kernels, formats)
     module.formats = {}
+    as_given = x[0] if single else x.transpose(0, 1) if module.batch_first else x
     ways = {
-        "torch": lambda: module(x[0] if single else x),
+        "torch": lambda: module(as_given),
         "kernels": lambda: decoder.run(x, None),
     }
-    seconds = _time(ways, 3, time.perf_counter)  # torch may use several threads
+    seconds = _time(ways, 3)
     return formats if seconds["kernels"] < _GAIN * seconds["torch"] else {}
 
 
@@ -118,11 +127,7 @@ def _fastest(decoders: dict[str, Decoder], x: Tensor) -> str:
     return best if seconds[best] < _GAIN * seconds["dense"] else "dense"
 
 
-def _time(
-    calls: Mapping[str, Callable[[], Any]],
-    rounds: int,
-    clock: Callable[[], float] = time.thread_time,
-) -> dict[str, float]:
+def _time(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Return each call's shortest time of some rounds, in which all take turns.
 
     A call that is timed follows an untimed one of its own: what the others left in the caches is
@@ -132,10 +137,20 @@ def _time(
     for _ in range(rounds):
         for name, call in calls.items():
             call()
-            start = clock()
+            start = time.thread_time()
             call()
-            seconds[name] = min(seconds[name], clock() - start)
+            seconds[name] = min(seconds[name], time.thread_time() - start)
     return seconds
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _may_go(lstm: nn.LSTM, model: nn.Module) -> bool:

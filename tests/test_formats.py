@@ -96,3 +96,28 @@ def test_what_the_kernels_cannot_do_stays_with_torch(options):
     chosen: Any = choose(HLSTM(3, 4, **options).eval())
 
     assert chosen.formats == {}
+
+
+def test_the_choice_leaves_torchs_threads_as_they_are():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        choose(HLSTM(3, 4).eval())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_kernels
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_torch_is_held_against_the_kernels_on_one_sequence(batch_first):
+    seen = set()
+
+    class Watched(HLSTM):
+        def forward(self, input, *args, **kwargs):
+            seen.add(tuple(input.shape))
+            return super().forward(input, *args, **kwargs)
+
+    choose(Watched(3, 4, batch_first=batch_first).eval())
+
+    assert seen == {(1, 64, 3) if batch_first else (64, 1, 3)}
