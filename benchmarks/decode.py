@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from benchmarks import options, others
 from benchmarks.interleaved import Clock, Timings, interleave
 from benchmarks.layers import NaiveHLSTM, forward_by, thinned
-from benchmarks.machine import Neighbours, Reading, one_thread, reader
+from benchmarks.machine import Neighbours, Reading, reader
 from benchmarks.report import BAR, PALE, Column, Row, bars, head, number, ratio_text, save, table
 from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.compact import compact
+from gpsearch.formats import one_thread
 from gpsearch.kernels.decode import Packed
 from gpsearch.kernels.native import native
 from gpsearch.kernels.recurrence import plain

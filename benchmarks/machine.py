@@ -7,8 +7,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -162,14 +161,3 @@ def reader() -> Callable[[int, int, int], int] | None:
     read.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
     read.restype = ctypes.c_uint64
     return read
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute in one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

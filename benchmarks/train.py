@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from benchmarks import options
 from benchmarks.interleaved import Clock, Ratio, Timings, interleave
 from benchmarks.layers import NaiveHLSTM, forward_by, thinned
-from benchmarks.machine import Neighbours, Product, one_thread
+from benchmarks.machine import Neighbours, Product
 from benchmarks.report import PALE, Column, Row, bars, head, number, ratio_text, save, table
 from gpsearch.cell import HLSTM
+from gpsearch.formats import one_thread
 from gpsearch.kernels.fused import fused
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.kernels.native import native

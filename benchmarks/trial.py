@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import options
 from benchmarks.interleaved import Ratio, Timings
-from benchmarks.machine import Neighbours, one_thread
+from benchmarks.machine import Neighbours
 from benchmarks.report import Column, Row, head, number, ratio_text, save, table
 from gpsearch.candidate import Candidate
 from gpsearch.errors import UserError
+from gpsearch.formats import one_thread
 from gpsearch.profiling.intervals import quantile
 from gpsearch.space import Space
 

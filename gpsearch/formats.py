@@ -48,7 +48,7 @@ def choose(model: nn.Module) -> nn.Module:
     Returns:
         The model; another one only where it is itself a `torch.nn.LSTM`.
     """
-    with _one_thread():
+    with one_thread():
         return _chosen(model)
 
 
@@ -144,7 +144,8 @@ def _time(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, floa
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Compute in one thread, then in as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -364,7 +364,7 @@ def _feature_major(
 
 def _in_rows(tensor: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
     """Return the tensor, copied where the numbers of a row do not follow one another."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    return (tensor if tensor.stride(-1) == 1 else tensor.contiguous()).resolve_neg()
 
 
 def _sums(lists: list[list[Tensor | None]]) -> list[Tensor | None]:
