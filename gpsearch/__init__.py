@@ -17,6 +17,7 @@ A map, in reading order:
     gated       the parameters of its gates
     inference   the same in C, where there is no training to be done
     kernels     the recurrence itself, over time and over ragged batches
+    dropout     dropout, without torch's slow random numbers on a CPU
     compact     `compact`: the smallest module with equal outputs
     formats     which way a recurrent layer runs fastest on this processor
     stream      a layer over sequences that come step by step

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from gpsearch.dropout import dropout
 from gpsearch.errors import UserError
 from gpsearch.gated import Gated, check_shares, check_sizes
 from gpsearch.kernels.gates import Gates
@@ -265,7 +265,7 @@ class HLSTM(Gated):
         x, h_n, c_n = padded.zeroed(x), [], []
         for layer, (h0, c0) in enumerate(zip(*self._by_layer(hx), strict=True)):
             if layer:
-                x = F.dropout(x, self.dropout, self.training)
+                x = dropout(x, self.dropout, training=self.training)
             by_recurrence = self.gate_hidden or kernels_for(x) is not None
             run = self._recurrent_layer if by_recurrence else self._flat_layer
             hs, c = run(layer, padded, padded.split(x), h0, c0)

@@ -7,7 +7,9 @@ after the loop. At small sizes a step costs what the number of its operations co
 - the rows of hidden and direct path are one product, and the gates of all directions one batch;
 - what a gate's derivative needs is prepared for many steps at once: a step only multiplies;
 - tanh(x) is 2 sigmoid(2x) - 1, many times faster in torch on a CPU. The factor inside sits in the
-  rows of g and in a doubled cell state; `lerp(-1, 1, s)` is 2s - 1 in one operation.
+  rows of g and in a doubled cell state; `lerp(-1, 1, s)` is 2s - 1 in one operation;
+- weights are turned once before the forward loop: MKL takes up to twice as long where the right
+  factor of a product of few rows lies transposed.
 """
 
 from __future__ import annotations
@@ -155,7 +157,7 @@ class _Forward:
                 flat = _by_gate(z[..., first:]).unbind(1)
                 self.direct.append((self.trace.gate[:, :, d].unbind(0), flat))
             hidden = _by_gate(z[..., :first]).unbind(1)
-            self.first.append((z.unbind(0), h, hh.mT, hidden, post))
+            self.first.append((z.unbind(0), h, hh.mT.contiguous(), hidden, post))
 
     def _view_layers(self, gates: Sequence[Gates]) -> None:
         """Per hidden layer: the product onto the next layer, or onto the gates."""
@@ -167,7 +169,7 @@ class _Forward:
         outs = [out.flatten(1, 2).unbind(0) for out in (*self.trace.pre, self.trace.gate)]
         self.post = [post.unbind(2) for post in self.trace.post]
         self.rows = [post.flatten(0, 1).unbind(1) for post in self.trace.post]
-        self.layers = list(zip(biases, (w.mT for w in weights), outs, strict=True))
+        self.layers = list(zip(biases, (w.mT.contiguous() for w in weights), outs, strict=True))
 
     def _view_cell(self) -> None:
         trace = self.trace

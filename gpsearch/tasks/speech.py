@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gpsearch.candidate import Architecture, Training
 from gpsearch.cell import HLSTM
+from gpsearch.dropout import Dropout
 from gpsearch.errors import UserError
 from gpsearch.tasks import Split, features
 from gpsearch.tasks import corpus as corpora
@@ -63,7 +64,8 @@ class FrontEnd(nn.Module):
         self, features: Float[Tensor, "batch time mel"], lengths: Int[Tensor, " batch"] | None
     ) -> tuple[Float[Tensor, "batch steps channels"], Int[Tensor, " batch"] | None]:
         """Return the channels of every step, zero behind an utterance's end, and the steps."""
-        x = features.unsqueeze(1)
+        # With the channels last, both convolutions take two thirds of their time.
+        x = features.unsqueeze(1).to(memory_format=torch.channels_last)
         for convolution in (self.first, self.second):
             x = F.hardtanh(convolution(x), 0, 20)  # DeepSpeech2's clipped ReLU
             if lengths is not None:
@@ -105,7 +107,7 @@ class SpeechModel(nn.Module):
             joined = 1 + (architecture.bidirectional and self.merge == "concat")
             size = architecture.hidden_size * joined
         self.last_norm = _norm(architecture.norm, size)
-        self.dropout = nn.Dropout(architecture.dropout)
+        self.dropout = Dropout(architecture.dropout)
         self.output = nn.Linear(size, characters)
 
     def forward(
