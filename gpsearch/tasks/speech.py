@@ -64,7 +64,7 @@ class FrontEnd(nn.Module):
         self, features: Float[Tensor, "batch time mel"], lengths: Int[Tensor, " batch"] | None
     ) -> tuple[Float[Tensor, "batch steps channels"], Int[Tensor, " batch"] | None]:
         """Return the channels of every step, zero behind an utterance's end, and the steps."""
-        # With the channels last, both convolutions take two thirds of their time.
+        # With the channels last, both convolutions take three quarters of their time.
         x = features.unsqueeze(1).to(memory_format=torch.channels_last)
         for convolution in (self.first, self.second):
             x = F.hardtanh(convolution(x), 0, 20)  # DeepSpeech2's clipped ReLU
