@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,8 @@ from torch.autograd.function import once_differentiable
 from gpsearch.kernels.gates import Gates, flattened, restored
 from gpsearch.kernels.native import Native
 from gpsearch.kernels.products import linear, torch_is_fast
+
+T = TypeVar("T")
 
 KINDS = ("relu", "leaky_relu", "tanh", "gelu")
 """Activations, in the order of the enumeration in training.h."""
@@ -317,13 +319,11 @@ def slices(count: int, parts: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def each_in_threads(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> None:
+def each_in_threads(function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
     """Call ``function`` with each job's arguments, on as many threads as torch has."""
     if torch.get_num_threads() == 1 or len(jobs) == 1:
-        for job in jobs:
-            function(*job)
-    else:
-        list(_pool(torch.get_num_threads()).map(lambda job: function(*job), jobs))
+        return [function(*job) for job in jobs]
+    return list(_pool(torch.get_num_threads()).map(lambda job: function(*job), jobs))
 
 
 @cache

@@ -28,7 +28,6 @@ _ARGUMENTS = {
     "lanes": "i",
     "forward_sparse": "p",
     "backward_sparse": "p",
-    "sampled": "piiipipip",
     "pack_matrix": "iipiip",
     "multiply_matrix": "ppp",
     "decode_stride": "i",

@@ -6,43 +6,48 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
 from torch import Tensor
+
+_GROUP = 4
+"""Weights of a row that go side by side through a product; the same as in sparse.h."""
 
 
 class Pattern(NamedTuple):
-    """The awake weights of a matrix, row by row, and the way to its transpose."""
+    """The awake weights of a matrix row by row, every row filled up to whole groups."""
 
     shape: tuple[int, int]
-    places: Int[Tensor, " awake"]
-    """Where each stands in the matrix, flattened."""
+    awake: int
     start: Int[Tensor, " _rows_1"]
-    column: Int[Tensor, " awake"]
-    order: Int[Tensor, " awake"]
-    """Of the awake weights, the one that comes next in the transpose."""
+    column: Int[Tensor, " filled"]
+    """0 where a group is not filled."""
+    place: Int[Tensor, " filled"]
+    """Where each stands in the matrix, flattened; -1 where a group is not filled."""
     start_t: Int[Tensor, " _columns_1"]
-    column_t: Int[Tensor, " awake"]
+    column_t: Int[Tensor, " _filled_t"]
+    order: Int[Tensor, " _filled_t"]
+    """Of the transpose's, where each stands in ``place``; -1 where a group is not filled."""
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "rows columns"]) -> Pattern:
         """Return the pattern of a mask."""
         rows, columns = mask.shape
-        index = mask.flatten().nonzero().flatten()
-        row, column = index // columns, index % columns
-        order = (column * rows + row).argsort()
+        place = mask.flatten().nonzero().flatten()
+        row, column = place // columns, place % columns
+        start, slot = _slots(row, rows)
+        by_column = (column * rows + row).argsort()
+        start_t, slot_t = _slots(column[by_column], columns)
         return cls(
             (rows, columns),
-            index,
-            _starts(row, rows),
-            column.int(),
-            order,
-            _starts(column, columns),
-            row[order].int(),
+            len(place),
+            start.int(),
+            _filled(start, slot, column, 0),
+            _filled(start, slot, place, -1),
+            start_t.int(),
+            _filled(start_t, slot_t, row[by_column], 0),
+            _filled(start_t, slot_t, slot[by_column], -1),
         )
-
-    def values(self, weight: Float[Tensor, "rows columns"]) -> Float[Tensor, " awake"]:
-        """Return the awake weights."""
-        return weight.reshape(-1).index_select(0, self.places)
 
 
 class Patterns(NamedTuple):
@@ -57,7 +62,7 @@ class Patterns(NamedTuple):
     def density(self) -> float:
         """The share of all weights that is awake."""
         patterns = [self.ih, self.hh, *(one for four in self.dense for one in four)]
-        awake = sum(len(one.places) for one in patterns)
+        awake = sum(one.awake for one in patterns)
         return awake / sum(rows * columns for rows, columns in (one.shape for one in patterns))
 
     @classmethod
@@ -72,6 +77,23 @@ class Patterns(NamedTuple):
         return cls(Pattern.of(ih), Pattern.of(hh), tuple(gates))
 
 
-def _starts(places: Int[Tensor, " awake"], count: int) -> Int[Tensor, " count_1"]:
-    counts = torch.bincount(places, minlength=count)
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+def _slots(
+    rows: Int[Tensor, " awake"], count: int
+) -> tuple[Int[Tensor, " _count_1"], Int[Tensor, " awake"]]:
+    """Return where each of ``count`` rows starts, and where each weight of ``rows`` goes."""
+    awake = torch.bincount(rows, minlength=count)
+    groups = (awake + _GROUP - 1) // _GROUP
+    start = F.pad(groups.cumsum(0) * _GROUP, (1, 0))
+    first = F.pad(awake.cumsum(0), (1, 0))
+    return start, start[rows] + torch.arange(len(rows)) - first[rows]
+
+
+def _filled(
+    start: Int[Tensor, " _count_1"],
+    slots: Int[Tensor, " awake"],
+    values: Int[Tensor, " awake"],
+    filling: int,
+) -> Int[Tensor, " _filled"]:
+    filled = torch.full((int(start[-1]),), filling, dtype=torch.int32)
+    filled[slots] = values.int()
+    return filled

@@ -33,18 +33,20 @@ class Padded:
         device: torch.device,
     ) -> None:
         self.directions = directions
+        self.padding = self.ends = None
         time = torch.arange(steps, device=device).unsqueeze(1)
-        ends = steps if lengths is None else lengths.to(device)
-        valid = (time < ends).expand(steps, batch)
-        reversed_time = torch.where(valid, ends - 1 - time, time)
-        self.reverse = reversed_time * batch + torch.arange(batch, device=device)
-        self.padding = None if lengths is None else ~valid.unsqueeze(2)
-        self._padded_rows = None if lengths is None else (~valid).flatten().nonzero().squeeze(1)
-        self.ends = None if lengths is None else lengths.to(device) - 1
+        if lengths is not None:
+            self.ends = lengths.to(device) - 1
+            self.padding = (time > self.ends).unsqueeze(2)
+            self._padded_rows = self.padding.flatten().nonzero().squeeze(1)
+        if directions == 2:
+            back = steps - 1 - time if self.ends is None else self.ends - time
+            times = back.expand(steps, batch).where(back >= 0, time)
+            self.reverse = times * batch + torch.arange(batch, device=device)
 
     def zeroed(self, x: Float[Tensor, "time batch width"]) -> Float[Tensor, "time batch width"]:
         """Write zeros into the padding, whatever it holds."""
-        if self._padded_rows is None:
+        if self.padding is None:
             return x
         # With a mask in its stead, `masked_fill` takes three times as long on a CPU.
         return x.flatten(0, 1).index_fill(0, self._padded_rows, 0).view_as(x)
@@ -60,7 +62,7 @@ class Padded:
     ) -> Float[Tensor, "time batch dir*width"]:
         """Put the directions side by side in the order of time, with zeros in the padding."""
         if self.directions == 1:
-            return self.zeroed(hs[0])
+            return self.zeroed(hs.squeeze(0))  # the gradient of hs[0] would be a copy
         backward = _permuted(hs[1].flatten(0, 1), self.reverse.flatten()).view_as(hs[1])
         return self.zeroed(torch.cat([hs[0], backward], 2))
 

@@ -19,7 +19,7 @@ from gpsearch.kernels.compiled import KINDS, address, each_in_threads, slices
 from gpsearch.kernels.gates import Gates, flattened, restored
 from gpsearch.kernels.native import Native
 from gpsearch.kernels.native import native as find_native
-from gpsearch.kernels.pattern import Pattern, Patterns
+from gpsearch.kernels.pattern import Patterns
 
 PAYS_BELOW = 0.25
 """Density under which sparse products beat dense ones even for small layers and batches: 128 units,
@@ -27,6 +27,9 @@ PAYS_BELOW = 0.25
 _PAYS_BELOW_IF_NARROW = 0.12
 """The same where the products take narrower vectors than the dense ones, as for 8 sequences on
 AVX-512 (measured there)."""
+_CACHED = 1 << 16
+"""Numbers of a layer's widest input whose steps go backward together: they stay in the second cache
+while the weights' gradients are taken from them."""
 
 
 def kernels_for_sparse(
@@ -79,19 +82,27 @@ class _Sparse(torch.autograd.Function):
         dirs = len(masks)
         (h0, c0), xs, weights = leaves[:2], leaves[2 : 2 + dirs], leaves[2 + dirs :]
         steps, batch, _ = xs[0].shape
-        hs, cs = (h0.new_empty(dirs, steps, *h0.shape[1:]) for _ in range(2))
         parts = slices(batch, min(batch // native.lanes(1), -(-torch.get_num_threads() // dirs)))
-        ctx.loops = [
-            [_Loop(native, g, p, x.shape[2], steps, h, c, slice(*part)) for part in parts]
-            for g, p, x, h, c in zip(
-                restored(activation, masks, weights), patterns, xs, h0, c0, strict=True
-            )
+        hs = h0.new_empty(dirs, steps, *h0.shape[1:])
+        cs = [
+            h0.new_empty(dirs, steps + 1, h0.shape[2], native.lanes(stop - start))
+            for start, stop in parts
         ]
-        outside = list(zip(map(_in_rows, xs), hs, cs, strict=True))
+        ctx.loops = [
+            [_Loop(native, g, p, x.shape[2], c[d], slice(*part))
+             for c, part in zip(cs, parts, strict=True)]
+            for d, (g, p, x) in enumerate(
+                zip(restored(activation, masks, weights), patterns, xs, strict=True)
+            )
+        ]  # fmt: skip
+        outside = list(zip(map(_in_rows, xs), _in_rows(h0), _in_rows(c0), hs, strict=True))
         jobs = [(loop, *outside[d]) for d, loops in enumerate(ctx.loops) for loop in loops]
         each_in_threads(_Loop.forward, jobs)
         ctx.x_shapes = [x.shape for x in xs]
-        return hs, cs
+        in_rows = [
+            c[:, 1:, :, : stop - start].mT for c, (start, stop) in zip(cs, parts, strict=True)
+        ]
+        return hs, in_rows[0] if len(in_rows) == 1 else torch.cat(in_rows, 2)
 
     @staticmethod
     @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
@@ -99,256 +110,228 @@ class _Sparse(torch.autograd.Function):
     def backward(
         ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None
     ) -> tuple[Tensor | None, ...]:
+        states = len(ctx.loops), ctx.x_shapes[0][1], ctx.loops[0][0].c.shape[1]
+        d_h0, d_c0 = (ctx.loops[0][0].c.new_empty(states) for _ in range(2))
         d_xs = [
-            ctx.loops[d][0].h.new_empty(shape) if ctx.needs_input_grad[6 + d] else None
+            d_h0.new_empty(shape) if ctx.needs_input_grad[6 + d] else None
             for d, shape in enumerate(ctx.x_shapes)
         ]
         grads = [None if one is None else _in_rows(one) for one in (grad_h, grad_c)]
         jobs = [
-            (loop, *(None if one is None else one[d] for one in grads), d_xs[d])
+            (loop, *(None if one is None else one[d] for one in grads), d_xs[d], d_h0[d], d_c0[d])
             for d, loops in enumerate(ctx.loops)
             for loop in loops
         ]
-        each_in_threads(_Loop.backward, jobs)
-        d_h, d_c = (
-            torch.stack([torch.cat([getattr(loop, name).mT[: loop.batch] for loop in loops])
-                         for loops in ctx.loops])
-            for name in ("d_h", "d_c")
-        )  # fmt: skip
-        d_weights = [one for loops in ctx.loops for one in _sums([one.grads for one in loops])]
-        return None, None, None, None, d_h, d_c, *d_xs, *d_weights
+        grads_of = iter(each_in_threads(_Loop.backward, jobs))
+        d_weights = [one for loops in ctx.loops for one in _sums([next(grads_of) for _ in loops])]
+        return None, None, None, None, d_h0, d_c0, *d_xs, *d_weights
 
 
-class _CSparse(ctypes.Structure):
+def _pointers(*names: str) -> list[tuple[str, Any]]:
+    return [(name, ctypes.c_void_p) for name in names]
+
+
+def _counts(*names: str) -> list[tuple[str, Any]]:
+    return [(name, ctypes.c_int64) for name in names]
+
+
+class _CWeight(ctypes.Structure):
     _fields_ = [
-        ("rows", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("start", "column", "value")),
+        *_counts("rows", "columns"),
+        *_pointers("start", "column", "place", "start_t", "column_t", "order"),
+        *_pointers("weight", "value", "value_t", "sum", "grad"),
     ]
 
 
 class _CDense(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("width", "out")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("maps", "bias", "mask", "pre", "post", "d_pre", "d_bias")
-        ),
-    ]  # fmt: skip
+        *_counts("width", "out"),
+        *_pointers("maps", "bias", "mask", "pre", "post", "d_pre", "bias_sums", "d_bias"),
+    ]
 
 
 class _COutside(ctypes.Structure):
-    _fields_ = [("at", ctypes.c_void_p), ("step", ctypes.c_int64), ("row", ctypes.c_int64)]
+    _fields_ = [*_pointers("at"), *_counts("step", "row")]
 
 
 class _CRecurrence(ctypes.Structure):
     _fields_ = [
+        *_counts("steps", "block", "batch", "lanes", "size", "inputs"),
+        *_counts("activation", "depth", "rows", "first"),
+        *_pointers("ih", "hh", "bias", "dense", "x", "z", "gate", "h", "c", "tanh_c"),
+        *_pointers("d_z", "d_gate"),
+        *_counts("d_gate_step"),
+        *_pointers("d_h", "d_c", "d_x", "bias_sums", "d_bias"),
         *(
-            (name, ctypes.c_int64)
-            for name in (
-                "steps", "batch", "lanes", "size", "inputs", "activation", "depth", "rows", "first",
-            )
+            (name, _COutside)
+            for name in ("in", "h0", "c0", "out_h", "grad_h", "grad_c", "d_in", "d_h0", "d_c0")
         ),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "ih", "hh", "bias", "dense", "x", "z", "gate", "h", "c", "tanh_c", "d_z", "d_gate",
-            )
-        ),
-        ("d_gate_step", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("d_h", "d_c", "d_x", "d_bias")),
-        *((name, _COutside) for name in ("in", "out_h", "out_c", "grad_h", "grad_c", "d_in")),
-    ]  # fmt: skip
+    ]
 
 
 class _Loop:
-    """One direction of some sequences of a batch, feature-major: [time, feature, lane]."""
+    """One direction of some sequences of a batch, feature-major: [time, feature, lane].
+
+    Args:
+        native: The kernels.
+        gates: The weights of the direction.
+        patterns: Which of them are awake.
+        inputs: Input features.
+        c: Where c goes: [time + 1, hidden, lane].
+        part: Which sequences of the batch.
+    """
 
     def __init__(
-        self,
-        native: Native,
-        gates: Gates,
-        patterns: Patterns,
-        inputs: int,
-        steps: int,
-        h0: Float[Tensor, "all hidden"],
-        c0: Float[Tensor, "all hidden"],
-        part: slice,
+        self, native: Native, gates: Gates, patterns: Patterns, inputs: int, c: Tensor, part: slice
     ) -> None:
-        self.native, self.gates, self.patterns, self.part = native, gates, patterns, part
-        self.batch = part.stop - part.start
-        size = h0.shape[1]
-        self.lanes = native.lanes(self.batch)
+        self.native, self.gates, self.c, self.part = native, gates, c, part
+        self.steps, (size, self.lanes) = len(c) - 1, c.shape[1:]
         widths = [4 * dense.weight.shape[2] for dense in gates.dense]
-
-        def room(*features: int) -> list[Tensor]:
-            return [h0.new_empty(steps, width, self.lanes) for width in features]
-
-        self.x, self.z, self.gate, self.tanh_c = room(inputs, len(gates.ih), 4 * size, size)
-        self.post, self.pre = room(*widths), [self.z, *room(*widths[1:])]
-        self.h, self.c = (h0.new_empty(steps + 1, size, self.lanes) for _ in range(2))
-        for state, first in ((self.h, h0), (self.c, c0)):
-            state[0] = _feature_major(first[part][None], self.lanes)[0]
+        self.x, self.z, self.gate, self.tanh_c = self._room(
+            self.steps, inputs, len(gates.ih), 4 * size, size
+        )
+        self.post = self._room(self.steps, *widths)
+        self.pre = [self.z, *self._room(self.steps, *widths[1:])]
+        (self.h,) = self._room(self.steps + 1, size)
         self.masks = [
             _feature_major(mask[:, part], self.lanes).flatten(0, 1) for mask in gates.masks
         ]
-        self.values = [
-            [pattern.values(weight) for pattern, weight in zip(patterns_, weights, strict=True)]
-            for patterns_, weights in self._matrices()
-        ]
-
-    def _matrices(self) -> list[tuple[tuple[Pattern, ...], tuple[Tensor, ...]]]:
-        """List ih, hh, and every dense layer's four gates."""
-        gates, own = self.gates, self.patterns
-        flat = [((own.ih,), (gates.ih,)), ((own.hh,), (gates.hh,))]
-        return flat + [
-            (patterns, tuple(dense.weight))
-            for patterns, dense in zip(own.dense, gates.dense, strict=True)
-        ]
-
-    def forward(self, x: Tensor, hs: Tensor, cs: Tensor) -> None:
-        """Fill every array, and this part of the states after every step [time all hidden]."""
-        maps = [
-            _array(
-                _CSparse, [_map(p, v, flip=False) for p, v in zip(patterns, values, strict=True)]
+        self.weights = [gates.ih.contiguous(), gates.hh.contiguous()]
+        self.weights += [dense.weight.contiguous() for dense in gates.dense]
+        self.patterns = [(patterns.ih,), (patterns.hh,), *patterns.dense]
+        self._maps = self._all_maps()
+        self._dense = (_CDense * len(gates.dense))(
+            *(
+                _CDense(
+                    width=dense.weight.shape[2],
+                    out=dense.weight.shape[1],
+                    maps=ctypes.addressof(self._maps[2 + j]),
+                    bias=address(dense.bias),
+                    mask=address(self.masks[j] if self.masks else None),
+                    pre=self.pre[j].data_ptr(),
+                    post=self.post[j].data_ptr(),
+                )
+                for j, dense in enumerate(gates.dense)
             )
-            for (patterns, _), values in zip(self._matrices(), self.values, strict=True)
-        ]
-        outside = {"in": self._outside(x), "out_h": self._outside(hs), "out_c": self._outside(cs)}
-        record, _alive = self._record(maps, [{} for _ in self.gates.dense], **outside)
-        self.native.forward_sparse(ctypes.addressof(record))
-
-    def backward(self, grad_h: Tensor | None, grad_c: Tensor | None, d_x: Tensor | None) -> None:
-        """Fill the gradients of all sums, and this part of the inputs' [time all in]."""
-        gates = self.gates
-        flipped, maps = [], []
-        for (patterns, _), values in zip(self._matrices(), self.values, strict=True):
-            pairs = list(zip(patterns, values, strict=True))
-            flipped.append([value.index_select(0, pattern.order) for pattern, value in pairs])
-            pairs = list(zip(patterns, flipped[-1], strict=True))
-            maps.append(_array(_CSparse, [_map(p, v, flip=True) for p, v in pairs]))
-        self.d_pre = [torch.empty_like(pre) for pre in self.pre]
-        behind = self.d_pre[0][:, gates.first :]  # the direct path's sums are the gates'
-        self.d_gate = behind if gates.direct else torch.empty_like(self.gate)
-        self.d_h, self.d_c = (torch.zeros_like(self.h[0]) for _ in range(2))
-        room = None if d_x is None else torch.empty_like(self.x[0])
-        self.d_bias = None if gates.bias is None else torch.zeros_like(self.z[0])
-        self.d_biases = [
-            None if one.bias is None else self.h.new_zeros(one.bias.numel(), self.lanes)
-            for one in gates.dense
-        ]
-        record, _alive = self._record(
-            maps,
-            [
-                {"d_pre": d_pre.data_ptr(), "d_bias": address(d_bias)}
-                for d_pre, d_bias in zip(self.d_pre, self.d_biases, strict=False)
-            ],
-            grad_h=self._outside(grad_h),
-            grad_c=self._outside(grad_c),
-            d_in=self._outside(d_x),
-            d_z=self.d_pre[0].data_ptr(),
-            d_gate=self.d_gate.data_ptr(),
-            d_gate_step=self.d_gate.stride(0),
-            d_h=self.d_h.data_ptr(),
-            d_c=self.d_c.data_ptr(),
-            d_x=address(room),
-            d_bias=address(self.d_bias),
         )
-        self.native.backward_sparse(ctypes.addressof(record))
-        self.grads = self._gradients()
-
-    def _outside(self, tensor: Float[Tensor, "time all width"] | None) -> _COutside:
-        """Say where this part of something batch-major lies."""
-        if tensor is None:
-            return _COutside()
-        part = tensor[:, self.part]
-        return _COutside(part.data_ptr(), *part.stride()[:2])
-
-    def _record(
-        self, maps: list[Any], of_layers: list[dict[str, Any]], **more: Any
-    ) -> tuple[_CRecurrence, list[Any]]:
-        gates, (steps, inputs, lanes) = self.gates, self.x.shape
-        layers = [
-            _CDense(
-                width=dense.weight.shape[2],
-                out=dense.weight.shape[1],
-                maps=ctypes.addressof(maps[2 + j]),
-                bias=address(dense.bias),
-                mask=address(self.masks[j] if self.masks else None),
-                pre=self.pre[j].data_ptr(),
-                post=self.post[j].data_ptr(),
-                **of_layers[j],
-            )
-            for j, dense in enumerate(gates.dense)
-        ]
-        array = _array(_CDense, layers)
-        record = _CRecurrence(
-            steps=steps,
-            batch=self.batch,
-            lanes=lanes,
-            size=self.h.shape[1],
+        self._record = _CRecurrence(
+            steps=self.steps,
+            batch=part.stop - part.start,
+            lanes=self.lanes,
+            size=size,
             inputs=inputs,
             activation=KINDS.index(gates.activation),
-            depth=len(layers),
-            rows=self.z.shape[1],
+            depth=len(gates.dense),
+            rows=len(gates.ih),
             first=gates.first,
-            ih=ctypes.addressof(maps[0]),
-            hh=ctypes.addressof(maps[1]),
+            ih=ctypes.addressof(self._maps[0]),
+            hh=ctypes.addressof(self._maps[1]),
             bias=address(gates.bias),
-            dense=ctypes.addressof(array),
+            dense=ctypes.addressof(self._dense),
             x=self.x.data_ptr(),
             z=self.z.data_ptr(),
             gate=self.gate.data_ptr(),
             h=self.h.data_ptr(),
-            c=self.c.data_ptr(),
+            c=c.data_ptr(),
             tanh_c=self.tanh_c.data_ptr(),
-            **more,
         )
-        return record, [array, maps]
 
-    def _gradients(self) -> list[Tensor | None]:
-        """Return the gradients of ih, hh, bias, and the dense layers' weights and biases."""
-        gates, own, d_z = self.gates, self.patterns, self.d_pre[0]
-        grads: list[Tensor | None] = [
-            self._sample(own.ih, d_z, self.x, d_z.new_empty(gates.ih.shape)),
-            self._sample(own.hh, d_z, self.h[:-1], d_z.new_empty(gates.hh.shape)),
-            None if self.d_bias is None else self.d_bias.sum(1),
-        ]
-        outs = [*self.d_pre[1:], self.d_gate][: len(gates.dense)]
-        for dense, patterns, d_out, post, d_bias in zip(
-            gates.dense, own.dense, outs, self.post, self.d_biases, strict=True
-        ):
-            weight = d_out.new_empty(dense.weight.shape)
-            four = zip(patterns, d_out.chunk(4, 1), post.chunk(4, 1), weight, strict=True)
-            for pattern, d, x, grad in four:
-                self._sample(pattern, d, x, grad)
-            grads.append(weight)
-            grads.append(None if d_bias is None else d_bias.sum(1).view(4, -1))
+    def _room(self, steps: int, *features: int) -> list[Tensor]:
+        return [self.c.new_empty(steps, width, self.lanes) for width in features]
+
+    def _all_maps(self) -> list[Any]:
+        """Return the maps for C, each with its room: of ih, of hh, of every dense layer's gates."""
+        patterns = [one for group in self.patterns for one in group]
+        self._room_of_maps = self.c.new_empty(
+            sum(2 * len(one.column) + len(one.column_t) for one in patterns)
+        )
+        room, size, maps = self._room_of_maps.data_ptr(), self.c.element_size(), []
+        for weight, group in zip(self.weights, self.patterns, strict=True):
+            records = (_CWeight * len(group))()
+            for i, (record, own) in enumerate(zip(records, group, strict=True)):
+                record.rows, record.columns = own.shape
+                for name in ("start", "column", "place", "start_t", "column_t", "order"):
+                    setattr(record, name, getattr(own, name).data_ptr())
+                record.weight = weight.data_ptr() + i * record.rows * record.columns * size
+                for name, places in (
+                    ("value", own.column), ("sum", own.column), ("value_t", own.column_t),
+                ):  # fmt: skip
+                    setattr(record, name, room)
+                    room += len(places) * size
+            maps.append(records)
+        return maps
+
+    def forward(self, x: Tensor, h0: Tensor, c0: Tensor, hs: Tensor) -> None:
+        """Fill every array, and this part of h after every step [time all hidden]."""
+        self._connect(**{"in": x, "h0": h0[None], "c0": c0[None], "out_h": hs})
+        self.native.forward_sparse(ctypes.addressof(self._record))
+
+    def backward(
+        self,
+        grad_h: Tensor | None,
+        grad_c: Tensor | None,
+        d_x: Tensor | None,
+        d_h0: Tensor,
+        d_c0: Tensor,
+    ) -> list[Tensor | None]:
+        """Fill this part of the gradients [time all in] and [all hidden]; return the weights'.
+
+        These are of ih, hh, bias, and the dense layers' weights and biases.
+        """
+        grads, room = self._room_for_weights_grads(), self._room_for_sums_grads()
+        if d_x is None:
+            self._record.d_x = None
+        self._connect(grad_h=grad_h, grad_c=grad_c, d_in=d_x, d_h0=d_h0[None], d_c0=d_c0[None])
+        self.native.backward_sparse(ctypes.addressof(self._record))
+        del room
         return grads
 
-    def _sample(
-        self,
-        pattern: Pattern,
-        d: Float[Tensor, "time rows lane"],
-        x: Float[Tensor, "time columns lane"],
-        grad: Float[Tensor, "rows columns"],
-    ) -> Tensor:
-        """Return ``grad``, filled with the gradient of the awake weights, and zeros."""
-        record = _map(pattern, None, flip=False)
-        self.native.sampled(
-            ctypes.addressof(record), x.shape[1], len(x), self.lanes,
-            d.data_ptr(), d.stride(0), x.data_ptr(), x.stride(0), grad.data_ptr(),
+    def _room_for_weights_grads(self) -> list[Tensor | None]:
+        gates = self.gates
+        given = [gates.ih, gates.hh, gates.bias, *(one for d in gates.dense for one in d)]
+        grads = [None if one is None else one.new_empty(one.shape) for one in given]
+        d_ih, d_hh, d_bias, *d_dense = grads
+        for maps, grad in zip(self._maps, (d_ih, d_hh, *d_dense[::2]), strict=True):
+            assert grad is not None
+            for i, one in enumerate(maps):
+                one.grad = grad.data_ptr() + i * one.rows * one.columns * grad.element_size()
+        self._record.d_bias = address(d_bias)
+        for layer, d_own in zip(self._dense, d_dense[1::2], strict=True):
+            layer.d_bias = address(d_own)
+        return grads
+
+    def _room_for_sums_grads(self) -> list[Tensor]:
+        """Make room for the gradients of `_block` steps' sums, and for what is added up."""
+        gates, record, size = self.gates, self._record, self.c.shape[1]
+        record.block = self._block()
+        d_pre = self._room(record.block, *(one.shape[1] for one in self.pre))
+        d_gate = (
+            d_pre[0][:, gates.first :]  # the direct path's sums are the gates'
+            if gates.direct
+            else self._room(record.block, 4 * size)[0]
+        )
+        record.d_z, record.d_gate, record.d_gate_step = (
+            d_pre[0].data_ptr(), d_gate.data_ptr(), d_gate.stride(0),
         )  # fmt: skip
-        return grad
+        once = self._room(1, size, size, self.x.shape[1], len(gates.ih))
+        record.d_h, record.d_c, record.d_x, record.bias_sums = (one.data_ptr() for one in once)
+        biases = self._room(1, *(4 * dense.weight.shape[1] for dense in gates.dense))
+        for layer, of_layer, bias in zip(self._dense, d_pre, biases, strict=False):
+            layer.d_pre, layer.bias_sums = of_layer.data_ptr(), bias.data_ptr()
+        return [*d_pre, d_gate, *once, *biases]
 
+    def _block(self) -> int:
+        """Return how many steps go backward together: about `_CACHED` numbers of an input."""
+        widest = max(one.shape[1] for one in (self.x, self.h))
+        blocks = max(1, -(-self.steps * widest * self.lanes // _CACHED))
+        return -(-self.steps // blocks)
 
-def _map(pattern: Pattern, values: Tensor | None, *, flip: bool) -> _CSparse:
-    """Return the map (or its transpose, whose values come in its own order) for C."""
-    start, column = (pattern.start_t, pattern.column_t) if flip else (pattern.start, pattern.column)
-    return _CSparse(pattern.shape[flip], start.data_ptr(), column.data_ptr(), address(values))
-
-
-def _array(kind: Any, records: Sequence[ctypes.Structure]) -> Any:
-    return (kind * len(records))(*records)
+    def _connect(self, **outside: Tensor | None) -> None:
+        """Say where this part of what is batch-major lies, [time all width]."""
+        for name, tensor in outside.items():
+            part = None if tensor is None else tensor[:, self.part]
+            where = () if part is None else (part.data_ptr(), *part.stride()[:2])
+            setattr(self._record, name, _COutside(*where))
 
 
 def _feature_major(

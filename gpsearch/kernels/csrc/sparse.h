@@ -5,12 +5,27 @@
 
    Needs simd.h and training.h. */
 
+enum { GROUP = 4 }; /* What one row multiplies comes in whole groups. */
+
 typedef struct {
     int64_t rows;
     const int32_t *start;  /* [rows + 1], into column and value */
-    const int32_t *column; /* ascending in a row */
-    const float *value;
+    const int32_t *column; /* any where a row does not fill its last group */
+    const float *value;    /* 0 there */
 } Sparse;
+
+/* A matrix of weights of which few are awake: which ones, row by row and column by column. */
+typedef struct {
+    int64_t rows, columns;
+    const int32_t *start, *column;     /* as in Sparse */
+    const int32_t *place;              /* of each in the matrix; -1 where a group is not filled */
+    const int32_t *start_t, *column_t; /* as in Sparse, of the transpose */
+    const int32_t *order;              /* where the row-by-row order has it; -1 as above */
+    const float *weight;               /* [rows, columns] */
+    float *value, *value_t;            /* room for the awake weights, in both orders */
+    float *sum;                        /* room for their gradients, row by row */
+    float *grad;                       /* [rows, columns]: these, and zeros */
+} SparseWeight;
 
 typedef struct {
     float *at;         /* [T, batch, feature], or NULL */
@@ -18,32 +33,36 @@ typedef struct {
 } Outside;
 
 typedef struct {
-    int64_t width, out;    /* units of each gate that the map reads, and writes */
-    const Sparse *maps;    /* [4], out x width; `backward_sparse` takes the transposed ones */
-    const float *bias;     /* [4, out], or NULL */
-    const float *mask;     /* [4 width, lane], or NULL */
-    float *pre, *post;     /* [T, 4 width (and more for the first pre), lane] */
-    float *d_pre;          /* as pre */
-    float *d_bias;         /* [4 out, lane], to be added to, or NULL */
+    int64_t width, out;       /* units of each gate that the map reads, and writes */
+    const SparseWeight *maps; /* [4], out x width */
+    const float *bias;        /* [4, out], or NULL */
+    const float *mask;        /* [4 width, lane], or NULL */
+    float *pre, *post;        /* [T, 4 width (and more for the first pre), lane] */
+    float *d_pre;             /* as pre, but of `block` steps */
+    float *bias_sums;         /* [4 out, lane]: room, or NULL */
+    float *d_bias;            /* [4 out], or NULL */
 } SparseDense;
 
+/* The gradients of sums are kept for `block` steps at a time: from these, while they are in the
+   caches, come those of the weights. */
 typedef struct {
-    int64_t steps, batch, lanes, size, inputs, activation, depth, rows, first;
-    const Sparse *ih, *hh; /* rows x inputs, rows x size; transposed for `backward_sparse` */
-    const float *bias;     /* [rows], or NULL */
+    int64_t steps, block, batch, lanes, size, inputs, activation, depth, rows, first;
+    const SparseWeight *ih, *hh; /* rows x inputs, rows x size */
+    const float *bias;           /* [rows], or NULL */
     const SparseDense *dense;
     float *x;                     /* [T, inputs, lane] */
     float *z;                     /* [T, rows, lane] */
     float *gate;                  /* [T, 4 size, lane] */
     float *h, *c;                 /* [T + 1, size, lane] */
     float *tanh_c;                /* [T, size, lane] */
-    float *d_z;
-    float *d_gate;
-    int64_t d_gate_step; /* from one step of d_gate to the next */
-    float *d_h, *d_c;    /* [size, lane] */
-    float *d_x;          /* [inputs, lane]: room for one step's, or NULL */
-    float *d_bias;       /* [rows, lane], to be added to, or NULL */
-    Outside in, out_h, out_c, grad_h, grad_c, d_in;
+    float *d_z;                   /* [block, rows, lane] */
+    float *d_gate;                /* [block, 4 size, lane]; behind d_z's first where direct */
+    int64_t d_gate_step;          /* from one step of d_gate to the next */
+    float *d_h, *d_c;             /* [size, lane]: room */
+    float *d_x;                   /* [inputs, lane]: room for one step's, or NULL */
+    float *bias_sums;             /* [rows, lane]: room, or NULL */
+    float *d_bias;                /* [rows], or NULL */
+    Outside in, h0, c0, out_h, grad_h, grad_c, d_in, d_h0, d_c0;
 } SparseRecurrence;
 
 /* Sequences of a batch, filled up to whole vectors. */
@@ -115,36 +134,22 @@ INLINE void add_to(float *sums, const float *x, int64_t count)
 
 #define MOST_VECTORS 4
 
-/* sums += row of the map x columns, for `vectors` vectors of lanes; enough sums run side by side to
-   hide how long a multiply-add takes. */
+/* sums += row of the map x columns, for `vectors` vectors of lanes. */
 INLINE void add_row(
     const int vectors, const Sparse *map, int64_t row, const float *x, int64_t lanes, vf *sums)
 {
-    enum { SIDE_BY_SIDE = 8 };
-    const int sets = SIDE_BY_SIDE / vectors;
-    vf partial[SIDE_BY_SIDE] = {{0}};
-    int64_t e = map->start[row];
-    const int64_t end = map->start[row + 1];
-    for (; e + sets <= end; e += sets) {
-#pragma GCC unroll 8
-        for (int s = 0; s < sets; s++) {
-            const vf value = splat(map->value[e + s]);
-            const float *from = x + (int64_t)map->column[e + s] * lanes;
+    vf others[MOST_VECTORS] = {{0}}; /* a multiply-add need not wait for the one before */
+    for (int64_t e = map->start[row]; e < map->start[row + 1]; e += GROUP)
+#pragma GCC unroll 4
+        for (int i = 0; i < GROUP; i++) {
+            const vf value = splat(map->value[e + i]);
+            const float *from = x + (int64_t)map->column[e + i] * lanes;
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++)
-                partial[s * vectors + v] += value * load(from + v * VW);
+                (i % 2 ? others : sums)[v] += value * load(from + v * VW);
         }
-    }
-    for (; e < end; e++) {
-        const vf value = splat(map->value[e]);
-        const float *from = x + (int64_t)map->column[e] * lanes;
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) sums[v] += value * load(from + v * VW);
-    }
-#pragma GCC unroll 8
-    for (int s = 0; s < sets; s++)
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) sums[v] += partial[s * vectors + v];
+    for (int v = 0; v < vectors; v++) sums[v] += others[v];
 }
 
 typedef struct {
@@ -180,6 +185,41 @@ static void sparse_product(
         product_rows(1, terms, count, bias, lanes, lane, out);
 }
 
+INLINE Sparse forth(const SparseWeight *w) { return (Sparse){w->rows, w->start, w->column, w->value}; }
+
+INLINE Sparse back(const SparseWeight *w)
+{
+    return (Sparse){w->columns, w->start_t, w->column_t, w->value_t};
+}
+
+static void take_values(const SparseWeight *w)
+{
+    for (int64_t e = 0; e < w->start[w->rows]; e++)
+        w->value[e] = w->place[e] < 0 ? 0.0f : w->weight[w->place[e]];
+}
+
+static void take_transposed(const SparseWeight *w)
+{
+    for (int64_t e = 0; e < w->start_t[w->columns]; e++)
+        w->value_t[e] = w->order[e] < 0 ? 0.0f : w->value[w->order[e]];
+    memset(w->sum, 0, (size_t)w->start[w->rows] * sizeof(float));
+}
+
+static void put_gradients(const SparseWeight *w)
+{
+    memset(w->grad, 0, (size_t)(w->rows * w->columns) * sizeof(float));
+    for (int64_t e = 0; e < w->start[w->rows]; e++)
+        if (w->place[e] >= 0) w->grad[w->place[e]] = w->sum[e];
+}
+
+static void each_weight(const SparseRecurrence *r, void (*apply)(const SparseWeight *))
+{
+    apply(r->ih);
+    apply(r->hh);
+    for (int64_t layer = 0; layer < r->depth; layer++)
+        for (int gate = 0; gate < 4; gate++) apply(&r->dense[layer].maps[gate]);
+}
+
 static void sparse_cell(const SparseRecurrence *r, int64_t t)
 {
     const int64_t part = r->size * r->lanes;
@@ -195,9 +235,13 @@ static void sparse_cell(const SparseRecurrence *r, int64_t t)
 void NAME(forward_sparse)(const SparseRecurrence *r)
 {
     const int64_t state = r->size * r->lanes;
+    each_weight(r, take_values);
+    const Sparse ih = forth(r->ih), hh = forth(r->hh);
+    take_in(&r->h0, 0, r->batch, r->size, r->lanes, r->h, 0);
+    take_in(&r->c0, 0, r->batch, r->size, r->lanes, r->c, 0);
     for (int64_t t = 0; t < r->steps; t++) {
         float *z = r->z + t * r->rows * r->lanes, *x = r->x + t * r->inputs * r->lanes;
-        const Term onto_z[] = {{r->ih, x}, {r->hh, r->h + t * state}};
+        const Term onto_z[] = {{&ih, x}, {&hh, r->h + t * state}};
         take_in(&r->in, t, r->batch, r->inputs, r->lanes, x, 0);
         sparse_product(onto_z, 2, r->bias, r->lanes, z);
         for (int64_t layer = 0; layer < r->depth; layer++) {
@@ -211,52 +255,52 @@ void NAME(forward_sparse)(const SparseRecurrence *r)
             EACH_KIND(r->activation, CALL)
 #undef CALL
             for (int gate = 0; gate < 4; gate++) {
-                const Term onto_out = {&d->maps[gate], post + gate * part};
+                const Sparse map = forth(&d->maps[gate]);
+                const Term onto_out = {&map, post + gate * part};
                 const float *bias = d->bias ? d->bias + gate * d->out : NULL;
                 sparse_product(&onto_out, 1, bias, r->lanes, out + gate * out_part);
             }
         }
         sparse_cell(r, t);
         put_out(r->h + (t + 1) * state, r->size, r->lanes, r->batch, &r->out_h, t);
-        put_out(r->c + (t + 1) * state, r->size, r->lanes, r->batch, &r->out_c, t);
     }
 }
 
-/* Back from step T - 1 to 0; d_h and d_c begin as zeros and end as the initial state's gradients. */
-void NAME(backward_sparse)(const SparseRecurrence *r)
+/* One step back, whose gradients of sums are the arrays' `kept`th. */
+static void sparse_step_back(const SparseRecurrence *r, int64_t t, int64_t kept)
 {
     const int64_t state = r->size * r->lanes;
-    for (int64_t t = r->steps - 1; t >= 0; t--) {
-        if (r->grad_h.at) take_in(&r->grad_h, t, r->batch, r->size, r->lanes, r->d_h, 1);
-        if (r->grad_c.at) take_in(&r->grad_c, t, r->batch, r->size, r->lanes, r->d_c, 1);
-        float *d_gate = r->d_gate + t * r->d_gate_step;
-        cell_row_backward(state, r->gate + t * 4 * state, r->tanh_c + t * state, r->c + t * state,
-                          NULL, r->d_h, r->d_c, d_gate);
-        for (int64_t layer = r->depth - 1; layer >= 0; layer--) {
-            const SparseDense *d = &r->dense[layer];
-            const int last = layer + 1 == r->depth;
-            const int64_t part = d->width * r->lanes, out_part = d->out * r->lanes;
-            const float *from = last ? d_gate : r->dense[layer + 1].d_pre + t * 4 * out_part;
-            const int64_t step = layer ? 4 * part : r->rows * r->lanes;
-            const float *pre = d->pre + t * step;
-            float *d_pre = d->d_pre + t * step;
-            if (d->d_bias) add_to(d->d_bias, from, 4 * out_part);
-            for (int gate = 0; gate < 4; gate++) {
-                const Term onto_pre = {&d->maps[gate], from + gate * out_part};
-                sparse_product(&onto_pre, 1, NULL, r->lanes, d_pre + gate * part);
-            }
-#define CALL(kind) deactivate(kind, 4 * part, pre, d->mask, d_pre)
-            EACH_KIND(r->activation, CALL)
-#undef CALL
+    const Sparse ih = back(r->ih), hh = back(r->hh);
+    float *d_gate = r->d_gate + kept * r->d_gate_step;
+    if (r->grad_h.at) take_in(&r->grad_h, t, r->batch, r->size, r->lanes, r->d_h, 1);
+    if (r->grad_c.at) take_in(&r->grad_c, t, r->batch, r->size, r->lanes, r->d_c, 1);
+    cell_row_backward(state, r->gate + t * 4 * state, r->tanh_c + t * state, r->c + t * state, NULL,
+                      r->d_h, r->d_c, d_gate);
+    for (int64_t layer = r->depth - 1; layer >= 0; layer--) {
+        const SparseDense *d = &r->dense[layer];
+        const int last = layer + 1 == r->depth;
+        const int64_t part = d->width * r->lanes, out_part = d->out * r->lanes;
+        const int64_t step = layer ? 4 * part : r->rows * r->lanes;
+        const float *from = last ? d_gate : r->dense[layer + 1].d_pre + kept * 4 * out_part;
+        const float *pre = d->pre + t * step;
+        float *d_pre = d->d_pre + kept * step;
+        if (d->d_bias) add_to(d->bias_sums, from, 4 * out_part);
+        for (int gate = 0; gate < 4; gate++) {
+            const Sparse map = back(&d->maps[gate]);
+            const Term onto_pre = {&map, from + gate * out_part};
+            sparse_product(&onto_pre, 1, NULL, r->lanes, d_pre + gate * part);
         }
-        const float *d_z = r->d_z + t * r->rows * r->lanes;
-        const Term onto_h = {r->hh, d_z}, onto_x = {r->ih, d_z};
-        if (r->d_bias) add_to(r->d_bias, d_z, r->rows * r->lanes);
-        sparse_product(&onto_h, 1, NULL, r->lanes, r->d_h);
-        if (!r->d_x) continue;
-        sparse_product(&onto_x, 1, NULL, r->lanes, r->d_x);
-        put_out(r->d_x, r->inputs, r->lanes, r->batch, &r->d_in, t);
+#define CALL(kind) deactivate(kind, 4 * part, pre, d->mask, d_pre)
+        EACH_KIND(r->activation, CALL)
+#undef CALL
     }
+    const float *d_z = r->d_z + kept * r->rows * r->lanes;
+    const Term onto_h = {&hh, d_z}, onto_x = {&ih, d_z};
+    if (r->d_bias) add_to(r->bias_sums, d_z, r->rows * r->lanes);
+    sparse_product(&onto_h, 1, NULL, r->lanes, r->d_h);
+    if (!r->d_x) return;
+    sparse_product(&onto_x, 1, NULL, r->lanes, r->d_x);
+    put_out(r->d_x, r->inputs, r->lanes, r->batch, &r->d_in, t);
 }
 
 typedef float vf4 __attribute__((vector_size(16)));
@@ -290,36 +334,84 @@ INLINE vf4 sums_of_lanes(const vf x[4])
 #endif
 }
 
-/* grad = sums over steps and lanes of d[t, row] * x[t, column] where the map is awake, zero elsewhere.
-   As many steps at a time as leave what they hold of x in the second cache. */
-void NAME(sampled)(
-    const Sparse *map, int64_t columns, int64_t steps, int64_t lanes, const float *d,
-    int64_t d_step, const float *x, int64_t x_step, float *grad)
+/* sum += over `steps` steps and all lanes d[row] * x[column], for every awake weight. */
+static void sample(
+    const SparseWeight *w, int64_t steps, int64_t lanes, const float *d, int64_t d_step,
+    const float *x, int64_t x_step)
 {
-    enum { SIDE_BY_SIDE = 4, CACHED = 1 << 16 };
-    const int64_t fitting = CACHED / (columns * lanes), block = fitting > 1 ? fitting : 1;
-    memset(grad, 0, (size_t)(map->rows * columns) * sizeof(float));
-    for (int64_t t = 0; t < steps; t += block) {
-        const int64_t end = t + block < steps ? t + block : steps;
-        for (int64_t row = 0; row < map->rows; row++)
-            for (int64_t e = map->start[row]; e < map->start[row + 1]; e += SIDE_BY_SIDE) {
-                const int64_t left = map->start[row + 1] - e;
-                const float *from[SIDE_BY_SIDE];
-                for (int i = 0; i < SIDE_BY_SIDE; i++) /* the last group reads its first again */
-                    from[i] = x + (int64_t)map->column[i < left ? e + i : e] * lanes;
-                vf sums[SIDE_BY_SIDE] = {{0}};
-                for (int64_t step = t; step < end; step++) {
-                    const float *of_row = d + step * d_step + row * lanes;
-                    for (int64_t lane = 0; lane < lanes; lane += VW) {
-                        const vf left_factor = load(of_row + lane);
+    for (int64_t row = 0; row < w->rows; row++)
+        for (int64_t e = w->start[row]; e < w->start[row + 1]; e += GROUP) {
+            const float *from[GROUP];
+            for (int i = 0; i < GROUP; i++) from[i] = x + (int64_t)w->column[e + i] * lanes;
+            vf sums[GROUP] = {{0}};
+            for (int64_t step = 0; step < steps; step++) {
+                const float *of_row = d + step * d_step + row * lanes;
+                for (int64_t lane = 0; lane < lanes; lane += VW) {
+                    const vf left = load(of_row + lane);
 #pragma GCC unroll 4
-                        for (int i = 0; i < SIDE_BY_SIDE; i++)
-                            sums[i] += left_factor * load(from[i] + step * x_step + lane);
-                    }
+                    for (int i = 0; i < GROUP; i++)
+                        sums[i] += left * load(from[i] + step * x_step + lane);
                 }
-                const vf4 all = sums_of_lanes(sums);
-                for (int i = 0; i < SIDE_BY_SIDE && i < left; i++)
-                    grad[row * columns + map->column[e + i]] += all[i];
             }
+            const vf4 all = sums_of_lanes(sums);
+            for (int i = 0; i < GROUP; i++) w->sum[e + i] += all[i];
+        }
+}
+
+/* The share that `steps` steps from t on have in the weights' gradients. */
+static void sample_weights(const SparseRecurrence *r, int64_t t, int64_t steps)
+{
+    const int64_t state = r->size * r->lanes, z = r->rows * r->lanes, x = r->inputs * r->lanes;
+    sample(r->ih, steps, r->lanes, r->d_z, z, r->x + t * x, x);
+    sample(r->hh, steps, r->lanes, r->d_z, z, r->h + t * state, state);
+    for (int64_t layer = 0; layer < r->depth; layer++) {
+        const SparseDense *d = &r->dense[layer];
+        const int last = layer + 1 == r->depth;
+        const int64_t part = d->width * r->lanes, out_part = d->out * r->lanes;
+        const float *from = last ? r->d_gate : r->dense[layer + 1].d_pre;
+        const int64_t step = last ? r->d_gate_step : 4 * out_part;
+        for (int gate = 0; gate < 4; gate++)
+            sample(&d->maps[gate], steps, r->lanes, from + gate * out_part, step,
+                   d->post + t * 4 * part + gate * part, 4 * part);
     }
+}
+
+INLINE void clear(float *at, int64_t count) { memset(at, 0, (size_t)count * sizeof(float)); }
+
+static void sum_lanes(const float *sums, int64_t rows, int64_t lanes, float *out)
+{
+    for (int64_t row = 0; row < rows; row++) {
+        vf sum = {0};
+        for (int64_t lane = 0; lane < lanes; lane += VW) sum += load(sums + row * lanes + lane);
+        const vf4 four = quarter_sums(sum);
+        out[row] = (four[0] + four[2]) + (four[1] + four[3]);
+    }
+}
+
+/* Back from step T - 1 to 0. */
+void NAME(backward_sparse)(const SparseRecurrence *r)
+{
+    const int64_t state = r->size * r->lanes;
+    each_weight(r, take_transposed);
+    clear(r->d_h, state);
+    clear(r->d_c, state);
+    if (r->d_bias) clear(r->bias_sums, r->rows * r->lanes);
+    for (int64_t layer = 0; layer < r->depth; layer++)
+        if (r->dense[layer].d_bias)
+            clear(r->dense[layer].bias_sums, 4 * r->dense[layer].out * r->lanes);
+
+    for (int64_t end = r->steps; end > 0; end -= r->block) {
+        const int64_t first = end > r->block ? end - r->block : 0;
+        for (int64_t t = end - 1; t >= first; t--) sparse_step_back(r, t, t - first);
+        sample_weights(r, first, end - first);
+    }
+
+    each_weight(r, put_gradients);
+    if (r->d_bias) sum_lanes(r->bias_sums, r->rows, r->lanes, r->d_bias);
+    for (int64_t layer = 0; layer < r->depth; layer++) {
+        const SparseDense *d = &r->dense[layer];
+        if (d->d_bias) sum_lanes(d->bias_sums, 4 * d->out, r->lanes, d->d_bias);
+    }
+    put_out(r->d_h, r->size, r->lanes, r->batch, &r->d_h0, 0);
+    put_out(r->d_c, r->size, r->lanes, r->batch, &r->d_c0, 0);
 }
