@@ -86,9 +86,11 @@ class _Compiled(torch.autograd.Function):
             loop.backward(native, _part(grad_h, d), _part(grad_c, d), d_h[d], d_c[d])
             for d, loop in enumerate(loops)
         ]
-        _in_threads(native.backward, calls, h.shape[2])
+        firsts = [first for first, _ in _in_threads(native.backward, calls, h.shape[2])]
         d_weights = [
-            one for loop, x in zip(loops, xs, strict=True) for one in loop.d_weights(native, x)
+            one
+            for loop, x in zip(loops, xs, strict=True)
+            for one in loop.d_weights(native, x, firsts)
         ]
         d_xs = [
             loop.d_input() if ctx.needs_input_grad[5 + d] else None for d, loop in enumerate(loops)
@@ -105,7 +107,7 @@ class _CDense(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("width", "out")),
         *(
             (name, ctypes.c_void_p)
-            for name in ("packed", "flipped", "bias", "mask", "pre", "post", "d_pre")
+            for name in ("packed", "flipped", "bias", "mask", "pre", "post", "d_pre", "d_bias")
         ),
     ]
 
@@ -118,11 +120,11 @@ class _CRecurrence(ctypes.Structure):
         ),
         *(
             (name, ctypes.c_void_p)
-            for name in ("hh", "hh_flipped", "dense", "z", "gate", "h", "c", "tanh_c")
+            for name in ("hh", "hh_flipped", "bias", "dense", "z", "gate", "h", "c", "tanh_c")
         ),
         *((name, ctypes.c_void_p) for name in ("grad_h", "grad_c", "d_z", "d_gate")),
         ("d_gate_step", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("d_h", "d_c")),
+        *((name, ctypes.c_void_p) for name in ("d_h", "d_c", "d_bias")),
     ]
 
 
@@ -150,7 +152,7 @@ class _Loop:
     def begin(cls, gates: Gates, x: Tensor, h: Tensor, c: Tensor) -> _Loop:
         """Multiply the inputs of all steps, and make room for the rest."""
         steps, batch, size = h.shape[0] - 1, *h.shape[1:]
-        z = linear(x.flatten(0, 1), gates.ih, gates.bias).view(steps, batch, -1)
+        z = linear(x.flatten(0, 1), gates.ih).view(steps, batch, -1)
         widths = [4 * dense.weight.shape[2] for dense in gates.dense]
         shapes = [4 * size, size, *widths, *widths[1:]]
         saved = [h.new_empty(steps, batch, width) for width in shapes]
@@ -190,9 +192,13 @@ class _Loop:
         self.d_gate = (
             self.d_pre[0][..., first:] if gates.direct else torch.empty_like(self.gate)
         )  # the direct path's sums are the gates'
+        self.d_bias, *self.d_biases = (
+            None if bias is None else d_h.new_empty(len(d_h), bias.numel())
+            for bias in (gates.bias, *(dense.bias for dense in gates.dense))
+        )
         fields = [
-            {"flipped": one.data_ptr(), "d_pre": d_pre.data_ptr()}
-            for one, d_pre in zip(flipped, self.d_pre[: len(flipped)], strict=True)
+            {"flipped": one.data_ptr(), "d_pre": d_pre.data_ptr(), "d_bias": address(d_bias)}
+            for one, d_pre, d_bias in zip(flipped, self.d_pre, self.d_biases, strict=False)
         ]
         call = self._call(
             fields,
@@ -204,6 +210,7 @@ class _Loop:
             d_gate_step=self.d_gate.stride(1),
             d_h=d_h.data_ptr(),
             d_c=d_c.data_ptr(),
+            d_bias=address(self.d_bias),
         )
         call.alive.extend([*flipped, hh, grad_h, grad_c, d_h, d_c])
         return call
@@ -227,6 +234,7 @@ class _Loop:
             depth=len(gates.dense),
             rows=self.z.shape[2],
             first=gates.first,
+            bias=address(gates.bias),
             dense=ctypes.addressof(layers),
             z=self.z.data_ptr(),
             gate=self.gate.data_ptr(),
@@ -241,20 +249,28 @@ class _Loop:
         """Return the gradient of the inputs."""
         return linear(self.d_pre[0].flatten(0, 1), self.gates.ih.mT).view(*self.z.shape[:2], -1)
 
-    def d_weights(self, native: Native, x: Tensor) -> list[Tensor | None]:
-        """Return the gradients of ih, hh, bias, and the dense layers' weights and biases."""
+    def d_weights(self, native: Native, x: Tensor, firsts: list[int]) -> list[Tensor | None]:
+        """Return the gradients of ih, hh, bias, and the dense layers' weights and biases.
+
+        ``firsts`` are the first rows of the slices of the batch that went backward.
+        """
+
+        def summed(sums: Tensor | None) -> Tensor | None:
+            return None if sums is None else sums[firsts].sum(0)
+
         d_z, h = self.d_pre[0].flatten(0, 1), self.h[:-1].flatten(0, 1)
         grads: list[Tensor | None] = [
             _sum_of_products(native, d_z, x.flatten(0, 1)),
             _sum_of_products(native, d_z, h),
-            None if self.gates.bias is None else d_z.sum(0),
+            summed(self.d_bias),
         ]
         outs = [*self.d_pre[1:], self.d_gate][: len(self.gates.dense)]
-        for dense, out, post in zip(self.gates.dense, outs, self.post, strict=True):
+        for d_bias, out, post in zip(self.d_biases, outs, self.post, strict=True):
             d_out, read = out.flatten(0, 1), post.flatten(0, 1)
             pairs = zip(d_out.chunk(4, 1), read.chunk(4, 1), strict=True)
             grads.append(torch.stack([_sum_of_products(native, *pair) for pair in pairs]))
-            grads.append(None if dense.bias is None else d_out.sum(0).view(4, -1))
+            d_bias = summed(d_bias)
+            grads.append(None if d_bias is None else d_bias.view(4, -1))
         return grads
 
 
@@ -302,15 +318,16 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _in_threads(function: Callable[..., Any], calls: Sequence[Call], batch: int) -> None:
-    """Run the directions, each in slices of the batch, on as many threads as torch has."""
+def _in_threads(
+    function: Callable[..., Any], calls: Sequence[Call], batch: int
+) -> list[tuple[int, int]]:
+    """Run the directions on as many threads as torch has; return the slices of the batch."""
     wanted = -(-torch.get_num_threads() // len(calls))
-    jobs = [
-        (ctypes.addressof(call.record), *rows)
-        for rows in slices(batch, min(batch // _FEWEST_ROWS, wanted))
-        for call in calls
-    ]
-    each_in_threads(function, jobs)
+    parts = slices(batch, min(batch // _FEWEST_ROWS, wanted))
+    each_in_threads(
+        function, [(ctypes.addressof(call.record), *rows) for rows in parts for call in calls]
+    )
+    return parts
 
 
 def slices(count: int, parts: int) -> list[tuple[int, int]]:

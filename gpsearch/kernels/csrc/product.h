@@ -62,8 +62,8 @@ INLINE void tile(
     }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++) {
-        sums[i][0] = by->add ? load(to + i * to_step) : bias[0];
-        sums[i][1] = by->add ? load(to + i * to_step + VW) : bias[1];
+        sums[i][0] = by->add ? load(to + i * to_step) + bias[0] : bias[0];
+        sums[i][1] = by->add ? load(to + i * to_step + VW) + bias[1] : bias[1];
     }
     for (int64_t k = 0; k < by->inner; k++) {
         const vf left = load(panel + k * PANEL), right = load(panel + k * PANEL + VW);

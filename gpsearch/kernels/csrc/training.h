@@ -20,6 +20,7 @@ typedef struct {
     float *pre;           /* [T, B, 4 width (and more, see rows)], sums before the activation */
     float *post;          /* [T, B, 4 width], what the map reads */
     float *d_pre;         /* as pre, backward */
+    float *d_bias;        /* [batch, 4 out], see Recurrence; or NULL */
 } Dense;
 
 typedef struct {
@@ -28,6 +29,7 @@ typedef struct {
     int64_t rows;  /* of hh: the first hidden layer's, then those that lead to the gates directly */
     int64_t first; /* how many belong to the first hidden layer: 4 width, or 0 */
     const float *hh, *hh_flipped; /* packed: rows x size, and size x rows */
+    const float *bias;            /* [rows], or NULL */
     const Dense *dense;           /* [depth] */
     float *z;                     /* [T, B, rows]: products of the inputs, then all sums */
     float *gate;                  /* [T, B, 4 size]: i, f, g, o */
@@ -38,6 +40,8 @@ typedef struct {
     float *d_gate;                /* [T, B, 4 size] gate sums; behind d_z's first where direct */
     int64_t d_gate_step;          /* from one row of d_gate to the next */
     float *d_h, *d_c;             /* [B, size]: of the initial state */
+    float *d_bias;                /* [B, rows], or NULL: a slice of the batch leaves the sums of
+                                     its rows and all steps in its first row */
 } Recurrence;
 
 static const float SQRT_HALF = 0.70710678118654752f, INVERSE_SQRT_2_PI = 0.39894228040143268f;
@@ -222,7 +226,7 @@ static void cell_backward(const Recurrence *r, int64_t t, int64_t row)
 /* Steps 0 to T - 1 of rows a to b - 1. */
 void NAME(forward)(const Recurrence *r, int64_t a, int64_t b)
 {
-    const Product onto_z = {r->hh, NULL, r->rows, r->size, 1};
+    const Product onto_z = {r->hh, r->bias, r->rows, r->size, 1};
     for (int64_t t = 0; t < r->steps; t++) {
         const int64_t at = t * r->batch + a;
         multiply(&onto_z, b - a, r->h + at * r->size, r->size, r->z + at * r->rows, r->rows);
@@ -243,10 +247,32 @@ void NAME(forward)(const Recurrence *r, int64_t a, int64_t b)
     }
 }
 
+/* sums[width] += every row of `from`. */
+static void sum_rows(const float *from, int64_t step, int64_t rows, int64_t width, float *sums)
+{
+    for (int64_t row = 0; row < rows; row++) {
+#define BODY(at, count)                                                                            \
+    do {                                                                                           \
+        const vf x = LOAD(from + row * step + at, count);                                          \
+        STORE(sums + at, LOAD(sums + at, count) + x, count);                                       \
+    } while (0)
+        EACH_VECTOR(width, BODY);
+#undef BODY
+    }
+}
+
+static void clear_row(float *rows, int64_t row, int64_t width)
+{
+    memset(rows + row * width, 0, (size_t)width * sizeof(float));
+}
+
 /* Back from step T - 1 to 0; d_h and d_c begin as zeros and end as the initial state's gradients. */
 void NAME(backward)(const Recurrence *r, int64_t a, int64_t b)
 {
     const Product onto_h = {r->hh_flipped, NULL, r->size, r->rows, 0};
+    if (r->d_bias) clear_row(r->d_bias, a, r->rows);
+    for (int64_t layer = 0; layer < r->depth; layer++)
+        if (r->dense[layer].d_bias) clear_row(r->dense[layer].d_bias, a, 4 * r->dense[layer].out);
     for (int64_t t = r->steps - 1; t >= 0; t--) {
         const int64_t at = t * r->batch + a;
         if (r->grad_h) {
@@ -262,6 +288,8 @@ void NAME(backward)(const Recurrence *r, int64_t a, int64_t b)
             const int64_t from_step = last ? r->d_gate_step : 4 * d->out;
             const int64_t step = pre_step(r, layer);
             const int64_t packed = NAME(packed_size)(d->width, d->out);
+            if (d->d_bias)
+                sum_rows(from, from_step, b - a, 4 * d->out, d->d_bias + a * 4 * d->out);
             for (int64_t gate = 0; gate < 4; gate++) {
                 const Product map = {d->flipped + gate * packed, NULL, d->width, d->out, 0};
                 float *to = d->d_pre + at * step + gate * d->width;
@@ -269,6 +297,8 @@ void NAME(backward)(const Recurrence *r, int64_t a, int64_t b)
             }
             deactivate_layer(r, layer, t, a, b);
         }
-        multiply(&onto_h, b - a, r->d_z + at * r->rows, r->rows, r->d_h + a * r->size, r->size);
+        const float *d_z = r->d_z + at * r->rows;
+        if (r->d_bias) sum_rows(d_z, r->rows, b - a, r->rows, r->d_bias + a * r->rows);
+        multiply(&onto_h, b - a, d_z, r->rows, r->d_h + a * r->size, r->size);
     }
 }
