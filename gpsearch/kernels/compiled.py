@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from gpsearch.kernels.gates import Gates, flattened, restored
 from gpsearch.kernels.native import Native
-from gpsearch.kernels.products import linear, torch_is_fast
+from gpsearch.kernels.products import linear, room_like, torch_is_fast
 
 T = TypeVar("T")
 
@@ -102,29 +102,32 @@ def _split(tensors: Sequence[Tensor | None], dirs: int, count: int) -> tuple[Any
     return tensors[:dirs], tensors[dirs : dirs + count], tensors[dirs + count :]
 
 
+def counts(*names: str) -> list[tuple[str, Any]]:
+    """Return fields of a struct in C that are whole numbers."""
+    return [(name, ctypes.c_int64) for name in names]
+
+
+def pointers(*names: str) -> list[tuple[str, Any]]:
+    """Return fields of a struct in C that are addresses."""
+    return [(name, ctypes.c_void_p) for name in names]
+
+
 class _CDense(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("width", "out")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("packed", "flipped", "bias", "mask", "pre", "post", "d_pre", "d_bias")
-        ),
+        *counts("width", "out"),
+        *pointers("packed", "flipped", "bias", "mask", "pre", "post", "d_pre"),
+        *counts("d_pre_step"),
+        *pointers("d_bias"),
     ]
 
 
 class _CRecurrence(ctypes.Structure):
     _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in ("steps", "batch", "size", "activation", "depth", "rows", "first")
-        ),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("hh", "hh_flipped", "bias", "dense", "z", "gate", "h", "c", "tanh_c")
-        ),
-        *((name, ctypes.c_void_p) for name in ("grad_h", "grad_c", "d_z", "d_gate")),
-        ("d_gate_step", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("d_h", "d_c", "d_bias")),
+        *counts("steps", "batch", "size", "activation", "depth", "rows", "first"),
+        *pointers("hh", "hh_flipped", "bias", "dense", "z", "gate", "h", "c", "tanh_c"),
+        *pointers("grad_h", "grad_c", "d_z", "d_gate"),
+        *counts("d_z_step", "d_gate_step"),
+        *pointers("d_h", "d_c", "d_bias"),
     ]
 
 
@@ -188,16 +191,21 @@ class _Loop:
         gates, first = self.gates, self.gates.first
         flipped = [_packed(native, dense.weight, flip=True) for dense in gates.dense]
         hh = _packed(native, gates.hh[None], flip=True)
-        self.d_pre = [torch.empty_like(pre) for pre in self.pre]
+        self.d_pre = [room_like(pre) for pre in self.pre]
         self.d_gate = (
-            self.d_pre[0][..., first:] if gates.direct else torch.empty_like(self.gate)
+            self.d_pre[0][..., first:] if gates.direct else room_like(self.gate)
         )  # the direct path's sums are the gates'
         self.d_bias, *self.d_biases = (
             None if bias is None else d_h.new_empty(len(d_h), bias.numel())
             for bias in (gates.bias, *(dense.bias for dense in gates.dense))
         )
         fields = [
-            {"flipped": one.data_ptr(), "d_pre": d_pre.data_ptr(), "d_bias": address(d_bias)}
+            {
+                "flipped": one.data_ptr(),
+                "d_pre": d_pre.data_ptr(),
+                "d_pre_step": d_pre.stride(1),
+                "d_bias": address(d_bias),
+            }
             for one, d_pre, d_bias in zip(flipped, self.d_pre, self.d_biases, strict=False)
         ]
         call = self._call(
@@ -207,6 +215,7 @@ class _Loop:
             grad_c=address(grad_c),
             d_z=self.d_pre[0].data_ptr(),
             d_gate=self.d_gate.data_ptr(),
+            d_z_step=self.d_pre[0].stride(1),
             d_gate_step=self.d_gate.stride(1),
             d_h=d_h.data_ptr(),
             d_c=d_c.data_ptr(),

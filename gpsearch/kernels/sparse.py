@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
-from gpsearch.kernels.compiled import KINDS, address, each_in_threads, slices
+from gpsearch.kernels.compiled import (
+    KINDS,
+    address,
+    counts,
+    each_in_threads,
+    pointers,
+    slices,
+)
 from gpsearch.kernels.gates import Gates, flattened, restored
 from gpsearch.kernels.native import Native
 from gpsearch.kernels.native import native as find_native
@@ -127,41 +134,33 @@ class _Sparse(torch.autograd.Function):
         return None, None, None, None, d_h0, d_c0, *d_xs, *d_weights
 
 
-def _pointers(*names: str) -> list[tuple[str, Any]]:
-    return [(name, ctypes.c_void_p) for name in names]
-
-
-def _counts(*names: str) -> list[tuple[str, Any]]:
-    return [(name, ctypes.c_int64) for name in names]
-
-
 class _CWeight(ctypes.Structure):
     _fields_ = [
-        *_counts("rows", "columns"),
-        *_pointers("start", "column", "place", "start_t", "column_t", "order"),
-        *_pointers("weight", "value", "value_t", "sum", "grad"),
+        *counts("rows", "columns"),
+        *pointers("start", "column", "place", "start_t", "column_t", "order"),
+        *pointers("weight", "value", "value_t", "sum", "grad"),
     ]
 
 
 class _CDense(ctypes.Structure):
     _fields_ = [
-        *_counts("width", "out"),
-        *_pointers("maps", "bias", "mask", "pre", "post", "d_pre", "bias_sums", "d_bias"),
+        *counts("width", "out"),
+        *pointers("maps", "bias", "mask", "pre", "post", "d_pre", "bias_sums", "d_bias"),
     ]
 
 
 class _COutside(ctypes.Structure):
-    _fields_ = [*_pointers("at"), *_counts("step", "row")]
+    _fields_ = [*pointers("at"), *counts("step", "row")]
 
 
 class _CRecurrence(ctypes.Structure):
     _fields_ = [
-        *_counts("steps", "block", "batch", "lanes", "size", "inputs"),
-        *_counts("activation", "depth", "rows", "first"),
-        *_pointers("ih", "hh", "bias", "dense", "x", "z", "gate", "h", "c", "tanh_c"),
-        *_pointers("d_z", "d_gate"),
-        *_counts("d_gate_step"),
-        *_pointers("d_h", "d_c", "d_x", "bias_sums", "d_bias"),
+        *counts("steps", "block", "batch", "lanes", "size", "inputs"),
+        *counts("activation", "depth", "rows", "first"),
+        *pointers("ih", "hh", "bias", "dense", "x", "z", "gate", "h", "c", "tanh_c"),
+        *pointers("d_z", "d_gate"),
+        *counts("d_gate_step"),
+        *pointers("d_h", "d_c", "d_x", "bias_sums", "d_bias"),
         *(
             (name, _COutside)
             for name in ("in", "h0", "c0", "out_h", "grad_h", "grad_c", "d_in", "d_h0", "d_c0")

@@ -182,7 +182,9 @@ def _stretches(
     length: int, count: int, longest: int, generator: Generator
 ) -> list[tuple[int, int]]:
     """Return ``count`` random stretches of ``length`` places: the first, and the one behind."""
-    sizes, starts = torch.rand(2, count, generator=generator)
-    sizes = (sizes * (longest + 1)).floor()
-    starts = (starts * (length - sizes + 1)).floor()
-    return list(zip(starts.int().tolist(), (starts + sizes).int().tolist(), strict=True))
+    stretches = []
+    for size, start in torch.rand(count, 2, generator=generator).tolist():
+        covered = int(size * (longest + 1))
+        first = int(start * (length - covered + 1))
+        stretches.append((first, first + covered))
+    return stretches

@@ -19,7 +19,8 @@ typedef struct {
     const float *mask;    /* [4, batch, width], scaled dropout of what it reads, or NULL */
     float *pre;           /* [T, B, 4 width (and more, see rows)], sums before the activation */
     float *post;          /* [T, B, 4 width], what the map reads */
-    float *d_pre;         /* as pre, backward */
+    float *d_pre;         /* as pre, backward, but for the step */
+    int64_t d_pre_step;   /* from one row of d_pre to the next */
     float *d_bias;        /* [batch, 4 out], see Recurrence; or NULL */
 } Dense;
 
@@ -38,7 +39,8 @@ typedef struct {
     const float *grad_h, *grad_c; /* [T, B, size], or NULL: of the outputs */
     float *d_z;                   /* [T, B, rows] */
     float *d_gate;                /* [T, B, 4 size] gate sums; behind d_z's first where direct */
-    int64_t d_gate_step;          /* from one row of d_gate to the next */
+    int64_t d_z_step;             /* from one row of d_z to the next */
+    int64_t d_gate_step;
     float *d_h, *d_c;             /* [B, size]: of the initial state */
     float *d_bias;                /* [B, rows], or NULL: a slice of the batch leaves the sums of
                                      its rows and all steps in its first row */
@@ -143,11 +145,11 @@ static void deactivate_layer(const Recurrence *r, int64_t layer, int64_t t, int6
 {
     const Dense *d = &r->dense[layer];
     for (int64_t row = a; row < b; row++) {
-        const int64_t at = (t * r->batch + row) * pre_step(r, layer);
+        const int64_t at = t * r->batch + row;
         for (int64_t gate = 0; gate < 4; gate++) {
             const float *mask = mask_of(r, d, gate, row);
-            const float *pre = d->pre + at + gate * d->width;
-            float *d_pre = d->d_pre + at + gate * d->width;
+            const float *pre = d->pre + at * pre_step(r, layer) + gate * d->width;
+            float *d_pre = d->d_pre + at * d->d_pre_step + gate * d->width;
 #define CALL(kind) deactivate(kind, d->width, pre, mask, d_pre)
             EACH_KIND(r->activation, CALL)
 #undef CALL
@@ -283,22 +285,20 @@ void NAME(backward)(const Recurrence *r, int64_t a, int64_t b)
         for (int64_t layer = r->depth - 1; layer >= 0; layer--) {
             const Dense *d = &r->dense[layer];
             const int last = layer + 1 == r->depth;
-            const float *from = last ? r->d_gate + at * r->d_gate_step
-                                     : r->dense[layer + 1].d_pre + at * 4 * d->out;
-            const int64_t from_step = last ? r->d_gate_step : 4 * d->out;
-            const int64_t step = pre_step(r, layer);
+            const int64_t from_step = last ? r->d_gate_step : d[1].d_pre_step;
+            const float *from = (last ? r->d_gate : d[1].d_pre) + at * from_step;
             const int64_t packed = NAME(packed_size)(d->width, d->out);
             if (d->d_bias)
                 sum_rows(from, from_step, b - a, 4 * d->out, d->d_bias + a * 4 * d->out);
             for (int64_t gate = 0; gate < 4; gate++) {
                 const Product map = {d->flipped + gate * packed, NULL, d->width, d->out, 0};
-                float *to = d->d_pre + at * step + gate * d->width;
-                multiply(&map, b - a, from + gate * d->out, from_step, to, step);
+                float *to = d->d_pre + at * d->d_pre_step + gate * d->width;
+                multiply(&map, b - a, from + gate * d->out, from_step, to, d->d_pre_step);
             }
             deactivate_layer(r, layer, t, a, b);
         }
-        const float *d_z = r->d_z + at * r->rows;
-        if (r->d_bias) sum_rows(d_z, r->rows, b - a, r->rows, r->d_bias + a * r->rows);
-        multiply(&onto_h, b - a, d_z, r->rows, r->d_h + a * r->size, r->size);
+        const float *d_z = r->d_z + at * r->d_z_step;
+        if (r->d_bias) sum_rows(d_z, r->d_z_step, b - a, r->rows, r->d_bias + a * r->rows);
+        multiply(&onto_h, b - a, d_z, r->d_z_step, r->d_h + a * r->size, r->size);
     }
 }
