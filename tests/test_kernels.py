@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from gpsearch.kernels.fused import fused
 from gpsearch.kernels.gates import Dense, Gates, flattened
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.kernels.native import Native, available, native
-from gpsearch.kernels.pattern import Patterns
+from gpsearch.kernels.pattern import Pattern, Patterns
 from gpsearch.kernels.products import linear
 from gpsearch.kernels.recurrence import ACTIVATIONS, plain, recurrence
 from gpsearch.kernels.sequence import Padded
@@ -173,6 +173,38 @@ def test_all_equal_the_written_out_recurrence_at_working_size(run: Any, dirs: in
     assert_same(results(run, example), results(plain, example), 1e-5)
 
 
+each_sparse = pytest.mark.parametrize(
+    "run", [partial(sparse, cast(Native, native(name))) for name in available()], ids=available()
+)
+
+
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@each_sparse
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+@pytest.mark.usefixtures("threads")
+def test_sparse_equals_the_masked_recurrence_at_working_size(run: Any, direct: bool) -> None:
+    """Large enough for several blocks of steps on the way back, the last a smaller one."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"steps": 10, "batch": 32, "inputs": 1100, "hidden": 12}
+    example, masks = masked(
+        layer(1, **shape, widths=(9, 5), direct=direct, dtype=torch.float32), 0.1
+    )
+    for leaf in leaves(example):
+        leaf.detach().mul_(0.3)
+    hs, cs, *grads = results(run, example)
+    wanted = results(plain, example)
+    masked_grads = [grad * mask for grad, mask in zip(wanted[2:], masks, strict=True)]
+    assert_same([hs, cs, *grads], [*wanted[:2], *masked_grads], 1e-5)
+
+
 @pytest.mark.parametrize("widths", [(2,), (2, 1)])
 def test_gradients_are_those_of_finite_differences(widths: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -183,6 +215,15 @@ def test_gradients_are_those_of_finite_differences(widths: tuple[int, ...]) -> N
 @each_run
 def test_a_graph_can_be_run_through_twice(run: Any) -> None:
     example = layer(dtype=torch.float32)
+    loss = run(*example)[0].sum()
+    first = torch.autograd.grad(loss, leaves(example), retain_graph=True)
+    again = torch.autograd.grad(loss, leaves(example))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@each_sparse
+def test_a_graph_with_few_weights_can_be_run_through_twice(run: Any) -> None:
+    example, _ = masked(layer(dtype=torch.float32), 0.5)
     loss = run(*example)[0].sum()
     first = torch.autograd.grad(loss, leaves(example), retain_graph=True)
     again = torch.autograd.grad(loss, leaves(example))
@@ -227,17 +268,13 @@ def test_not_a_number_stays_in_its_sequence(run: Any) -> None:
     assert hs[1].isfinite().all()
 
 
-@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("threads", [2, 3], indirect=True)
 def test_threads_do_not_change_the_numbers(threads: int) -> None:
     torch.manual_seed(0)
     example = layer(batch=13, hidden=9, widths=(5,), dtype=torch.float32)
+    together = results(recurrence, example)
+    torch.set_num_threads(1)
     alone = results(recurrence, example)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        together = results(recurrence, example)
-    finally:
-        torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(alone[:2], together[:2], strict=True))
     assert_same(alone, together, 1e-6)
 
@@ -301,6 +338,18 @@ def test_splitting_and_joining_give_the_batch_back(lengths: list[int]) -> None:
     joined.sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, padded.zeroed(torch.full_like(x, 2.0)))
+
+
+def test_a_pattern_fills_every_row_of_both_orders_up_to_groups_of_four() -> None:
+    mask = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 1]])
+    pattern = Pattern.of(mask.bool())
+    assert pattern.start.tolist() == [0, 4, 4, 8, 12, 16, 20]
+    assert pattern.column.tolist() == [0, 2, 0, 0, *3 * [0, 0, 0, 0], 0, 2, 0, 0]
+    assert pattern.place[:8].tolist() == [0, 2, -1, -1, 6, -1, -1, -1]
+    assert pattern.start_t.tolist() == [0, 8, 8, 12]
+    assert pattern.column_t.tolist() == [0, 2, 3, 4, 5, 0, 0, 0, 0, 5, 0, 0]
+    assert pattern.order.tolist() == [0, 4, 8, 12, 16, -1, -1, -1, 1, 17, -1, -1]
+    assert pattern.awake == 7
 
 
 def patterns(density: float) -> Patterns:

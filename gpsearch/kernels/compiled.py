@@ -29,6 +29,9 @@ T = TypeVar("T")
 
 KINDS = ("relu", "leaky_relu", "tanh", "gelu")
 """Activations, in the order of the enumeration in training.h."""
+SLOPE_BY_OUTPUT = ("relu", "leaky_relu")
+"""Activations whose outputs may take the place of their inputs: their signs, and so the slopes, are
+those of the inputs, or else dropout makes the gradient zero."""
 _FEWEST_ROWS = 4
 """Rows of a batch that are worth a thread: fewer fill no tile of the products."""
 
@@ -115,7 +118,9 @@ def pointers(*names: str) -> list[tuple[str, Any]]:
 class _CDense(ctypes.Structure):
     _fields_ = [
         *counts("width", "out"),
-        *pointers("packed", "flipped", "bias", "mask", "pre", "post", "d_pre"),
+        *pointers("packed", "flipped", "bias", "mask", "pre", "post"),
+        *counts("post_step"),
+        *pointers("d_pre"),
         *counts("d_pre_step"),
         *pointers("d_bias"),
     ]
@@ -148,8 +153,9 @@ class _Loop:
     def __init__(self, gates: Gates, h: Tensor, c: Tensor, saved: Sequence[Tensor]) -> None:
         self.gates, self.h, self.c = gates, h, c
         self.z, self.gate, self.tanh_c, *layers = saved
-        depth = len(gates.dense)
-        self.pre, self.post = [self.z, *layers[depth:]], layers[:depth]
+        further = max(0, len(gates.dense) - 1)
+        self.pre = [self.z, *layers[:further]]
+        self.post = layers[further:] or in_place(self.pre, gates, dim=2)
 
     @classmethod
     def begin(cls, gates: Gates, x: Tensor, h: Tensor, c: Tensor) -> _Loop:
@@ -157,7 +163,9 @@ class _Loop:
         steps, batch, size = h.shape[0] - 1, *h.shape[1:]
         z = linear(x.flatten(0, 1), gates.ih).view(steps, batch, -1)
         widths = [4 * dense.weight.shape[2] for dense in gates.dense]
-        shapes = [4 * size, size, *widths, *widths[1:]]
+        shapes = [4 * size, size, *widths[1:]]
+        if gates.activation not in SLOPE_BY_OUTPUT:
+            shapes += widths
         saved = [h.new_empty(steps, batch, width) for width in shapes]
         return cls(gates, h, c, [z, *saved])
 
@@ -168,7 +176,8 @@ class _Loop:
 
     def saved(self) -> list[Tensor]:
         """Return what `again` needs."""
-        return [self.z, self.gate, self.tanh_c, *self.post, *self.pre[1:]]
+        post = () if self.gates.activation in SLOPE_BY_OUTPUT else self.post
+        return [self.z, self.gate, self.tanh_c, *self.pre[1:], *post]
 
     def forward(self, native: Native) -> Call:
         """Return the call that fills everything from the inputs' products and the initial state."""
@@ -233,6 +242,7 @@ class _Loop:
             layer.bias = address(dense.bias)
             layer.mask = address(masks[j] if masks else None)
             layer.pre, layer.post = self.pre[j].data_ptr(), self.post[j].data_ptr()
+            layer.post_step = self.post[j].stride(1)
             for name, value in of_layers[j].items():
                 setattr(layer, name, value)
         record = _CRecurrence(
@@ -281,6 +291,12 @@ class _Loop:
             d_bias = summed(d_bias)
             grads.append(None if d_bias is None else d_bias.view(4, -1))
         return grads
+
+
+def in_place(pre: Sequence[Tensor], gates: Gates, dim: int) -> list[Tensor]:
+    """Return where the hidden layers' outputs lie that take the place of their inputs."""
+    widths = [4 * dense.weight.shape[2] for dense in gates.dense]
+    return [sums.narrow(dim, 0, width) for sums, width in zip(pre, widths, strict=False)]
 
 
 def _packed(native: Native, weights: Float[Tensor, "n out in"], *, flip: bool) -> Tensor:

@@ -17,9 +17,11 @@ from torch.autograd.function import once_differentiable
 
 from gpsearch.kernels.compiled import (
     KINDS,
+    SLOPE_BY_OUTPUT,
     address,
     counts,
     each_in_threads,
+    in_place,
     pointers,
     slices,
 )
@@ -28,10 +30,10 @@ from gpsearch.kernels.native import Native
 from gpsearch.kernels.native import native as find_native
 from gpsearch.kernels.pattern import Patterns
 
-PAYS_BELOW = 0.25
+PAYS_BELOW = 0.3
 """Density under which sparse products beat dense ones even for small layers and batches: 128 units,
-8 sequences (measured; larger ones break even at 0.35)."""
-_PAYS_BELOW_IF_NARROW = 0.12
+16 sequences (measured; larger ones break even at 0.35 to 0.4)."""
+_PAYS_BELOW_IF_NARROW = 0.14
 """The same where the products take narrower vectors than the dense ones, as for 8 sequences on
 AVX-512 (measured there)."""
 _CACHED = 1 << 16
@@ -145,7 +147,9 @@ class _CWeight(ctypes.Structure):
 class _CDense(ctypes.Structure):
     _fields_ = [
         *counts("width", "out"),
-        *pointers("maps", "bias", "mask", "pre", "post", "d_pre", "bias_sums", "d_bias"),
+        *pointers("maps", "bias", "mask", "pre", "post"),
+        *counts("post_step"),
+        *pointers("d_pre", "bias_sums", "d_bias"),
     ]
 
 
@@ -189,8 +193,12 @@ class _Loop:
         self.x, self.z, self.gate, self.tanh_c = self._room(
             self.steps, inputs, len(gates.ih), 4 * size, size
         )
-        self.post = self._room(self.steps, *widths)
         self.pre = [self.z, *self._room(self.steps, *widths[1:])]
+        self.post = (
+            in_place(self.pre, gates, dim=1)
+            if gates.activation in SLOPE_BY_OUTPUT
+            else self._room(self.steps, *widths)
+        )
         (self.h,) = self._room(self.steps + 1, size)
         self.masks = [
             _feature_major(mask[:, part], self.lanes).flatten(0, 1) for mask in gates.masks
@@ -209,6 +217,7 @@ class _Loop:
                     mask=address(self.masks[j] if self.masks else None),
                     pre=self.pre[j].data_ptr(),
                     post=self.post[j].data_ptr(),
+                    post_step=self.post[j].stride(0),
                 )
                 for j, dense in enumerate(gates.dense)
             )

@@ -14,22 +14,20 @@ INLINE int64_t panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 int64_t NAME(packed_size)(int64_t columns, int64_t inner) { return panels(columns) * PANEL * inner; }
 
 /* Packs w, whose element (column of the result, place in the sum) is
-   w[column * column_step + place * place_step]; the last panel is filled up with zeros. */
+   w[column * column_step + place * place_step], one of the steps 1; the last panel is filled up with
+   zeros. */
 void NAME(pack)(
     const float *w, int64_t column_step, int64_t place_step, int64_t columns, int64_t inner,
     float *packed)
 {
-    for (int64_t first = 0; first < columns; first += PANEL) {
+    for (int64_t first = 0; first < columns; first += PANEL, packed += PANEL * inner) {
         const int64_t count = columns - first < PANEL ? columns - first : PANEL;
         const float *from = w + first * column_step;
-        for (int64_t k = 0; k < inner; k++, from += place_step, packed += PANEL) {
-            if (column_step == 1 && count == PANEL) {
-                memcpy(packed, from, PANEL * sizeof(float));
-                continue;
-            }
-            for (int64_t j = 0; j < PANEL; j++)
-                packed[j] = j < count ? from[j * column_step] : 0.0f;
-        }
+        if (count < PANEL) memset(packed, 0, (size_t)(PANEL * inner) * sizeof(float));
+        if (place_step == 1) turn(from, column_step, count, inner, packed, PANEL, 0);
+        else
+            for (int64_t k = 0; k < inner; k++)
+                memcpy(packed + k * PANEL, from + k * place_step, (size_t)count * sizeof(float));
     }
 }
 

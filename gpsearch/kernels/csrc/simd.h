@@ -99,3 +99,47 @@ INLINE vf hyperbolic(vf x)
     q = q * s + splat(4.89352518554385e-03f);
     return x * p / q;
 }
+
+/* to[column, row] (+)= from[row, column], where both have so many rows and columns of a 4 x 4 tile. */
+INLINE void turn_tile(const int whole, int rows, int columns, const float *from, int64_t from_step,
+                      float *to, int64_t to_step, int add)
+{
+#if VW > 4
+    if (whole) {
+        __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + from_step);
+        __m128 c = _mm_loadu_ps(from + 2 * from_step), d = _mm_loadu_ps(from + 3 * from_step);
+        _MM_TRANSPOSE4_PS(a, b, c, d);
+        const __m128 turned[4] = {a, b, c, d};
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            float *const at = to + i * to_step;
+            _mm_storeu_ps(at, add ? _mm_add_ps(_mm_loadu_ps(at), turned[i]) : turned[i]);
+        }
+        return;
+    }
+#endif
+    for (int c = 0; c < (whole ? 4 : columns); c++)
+        for (int r = 0; r < (whole ? 4 : rows); r++) {
+            float *const at = to + c * to_step + r;
+            *at = add ? *at + from[r * from_step + c] : from[r * from_step + c];
+        }
+}
+
+/* to[column, row] (+)= from[row, column]; in squares, so that lines of the cache are read and
+   written as a whole. */
+static void turn(const float *from, int64_t from_step, int64_t rows, int64_t columns, float *to,
+                 int64_t to_step, int add)
+{
+    enum { SQUARE = 16 };
+    for (int64_t r0 = 0; r0 < rows; r0 += SQUARE)
+        for (int64_t c0 = 0; c0 < columns; c0 += SQUARE)
+            for (int64_t r = r0; r < r0 + SQUARE && r < rows; r += 4)
+                for (int64_t c = c0; c < c0 + SQUARE && c < columns; c += 4) {
+                    const float *const a = from + r * from_step + c;
+                    float *const b = to + c * to_step + r;
+                    const int height = rows - r < 4 ? (int)(rows - r) : 4;
+                    const int width = columns - c < 4 ? (int)(columns - c) : 4;
+                    if (height == 4 && width == 4) turn_tile(1, 4, 4, a, from_step, b, to_step, add);
+                    else turn_tile(0, height, width, a, from_step, b, to_step, add);
+                }
+}

@@ -37,7 +37,9 @@ typedef struct {
     const SparseWeight *maps; /* [4], out x width */
     const float *bias;        /* [4, out], or NULL */
     const float *mask;        /* [4 width, lane], or NULL */
-    float *pre, *post;        /* [T, 4 width (and more for the first pre), lane] */
+    float *pre;               /* [T, 4 width (and more for the first), lane] */
+    float *post;              /* [T, 4 width, lane]; may lie where pre does */
+    int64_t post_step;        /* from one step of post to the next */
     float *d_pre;             /* as pre, but of `block` steps */
     float *bias_sums;         /* [4 out, lane]: room, or NULL */
     float *d_bias;            /* [4 out], or NULL */
@@ -67,50 +69,6 @@ typedef struct {
 
 /* Sequences of a batch, filled up to whole vectors. */
 int64_t NAME(lanes)(int64_t batch) { return (batch + VW - 1) / VW * VW; }
-
-/* to[column, row] (+)= from[row, column], where both have so many rows and columns of a 4 x 4 tile. */
-INLINE void turn_tile(const int whole, int rows, int columns, const float *from, int64_t from_step,
-                      float *to, int64_t to_step, int add)
-{
-#if VW > 4
-    if (whole) {
-        __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + from_step);
-        __m128 c = _mm_loadu_ps(from + 2 * from_step), d = _mm_loadu_ps(from + 3 * from_step);
-        _MM_TRANSPOSE4_PS(a, b, c, d);
-        const __m128 turned[4] = {a, b, c, d};
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-            float *const at = to + i * to_step;
-            _mm_storeu_ps(at, add ? _mm_add_ps(_mm_loadu_ps(at), turned[i]) : turned[i]);
-        }
-        return;
-    }
-#endif
-    for (int c = 0; c < (whole ? 4 : columns); c++)
-        for (int r = 0; r < (whole ? 4 : rows); r++) {
-            float *const at = to + c * to_step + r;
-            *at = add ? *at + from[r * from_step + c] : from[r * from_step + c];
-        }
-}
-
-/* to[column, row] (+)= from[row, column]; in squares, so that lines of the cache are read and
-   written as a whole. */
-static void turn(const float *from, int64_t from_step, int64_t rows, int64_t columns, float *to,
-                 int64_t to_step, int add)
-{
-    enum { SQUARE = 16 };
-    for (int64_t r0 = 0; r0 < rows; r0 += SQUARE)
-        for (int64_t c0 = 0; c0 < columns; c0 += SQUARE)
-            for (int64_t r = r0; r < r0 + SQUARE && r < rows; r += 4)
-                for (int64_t c = c0; c < c0 + SQUARE && c < columns; c += 4) {
-                    const float *const a = from + r * from_step + c;
-                    float *const b = to + c * to_step + r;
-                    const int height = rows - r < 4 ? (int)(rows - r) : 4;
-                    const int width = columns - c < 4 ? (int)(columns - c) : 4;
-                    if (height == 4 && width == 4) turn_tile(1, 4, 4, a, from_step, b, to_step, add);
-                    else turn_tile(0, height, width, a, from_step, b, to_step, add);
-                }
-}
 
 /* Takes a step of what lies outside into lanes [features, lane], or adds it to them. */
 static void take_in(const Outside *o, int64_t t, int64_t batch, int64_t features, int64_t lanes,
@@ -250,7 +208,7 @@ void NAME(forward_sparse)(const SparseRecurrence *r)
             const int64_t part = d->width * r->lanes, out_part = d->out * r->lanes;
             float *out = (last ? r->gate : r->dense[layer + 1].pre) + t * 4 * out_part;
             const float *pre = d->pre + t * (layer ? 4 * part : r->rows * r->lanes);
-            float *post = d->post + t * 4 * part;
+            float *post = d->post + t * d->post_step;
 #define CALL(kind) activate(kind, 4 * part, pre, d->mask, post)
             EACH_KIND(r->activation, CALL)
 #undef CALL
@@ -372,7 +330,7 @@ static void sample_weights(const SparseRecurrence *r, int64_t t, int64_t steps)
         const int64_t step = last ? r->d_gate_step : 4 * out_part;
         for (int gate = 0; gate < 4; gate++)
             sample(&d->maps[gate], steps, r->lanes, from + gate * out_part, step,
-                   d->post + t * 4 * part + gate * part, 4 * part);
+                   d->post + t * d->post_step + gate * part, d->post_step);
     }
 }
 

@@ -18,7 +18,8 @@ typedef struct {
     const float *bias;    /* [4, out], or NULL */
     const float *mask;    /* [4, batch, width], scaled dropout of what it reads, or NULL */
     float *pre;           /* [T, B, 4 width (and more, see rows)], sums before the activation */
-    float *post;          /* [T, B, 4 width], what the map reads */
+    float *post;          /* [T, B, 4 width], what the map reads; may lie where pre does */
+    int64_t post_step;    /* from one row of post to the next */
     float *d_pre;         /* as pre, backward, but for the step */
     int64_t d_pre_step;   /* from one row of d_pre to the next */
     float *d_bias;        /* [batch, 4 out], see Recurrence; or NULL */
@@ -130,7 +131,7 @@ static void activate_layer(const Recurrence *r, int64_t layer, int64_t t, int64_
     const Dense *d = &r->dense[layer];
     for (int64_t row = a; row < b; row++) {
         const float *pre = d->pre + (t * r->batch + row) * pre_step(r, layer);
-        float *post = d->post + (t * r->batch + row) * 4 * d->width;
+        float *post = d->post + (t * r->batch + row) * d->post_step;
         for (int64_t gate = 0; gate < 4; gate++) {
             const float *mask = mask_of(r, d, gate, row);
             const int64_t at = gate * d->width;
@@ -241,8 +242,8 @@ void NAME(forward)(const Recurrence *r, int64_t a, int64_t b)
             for (int64_t gate = 0; gate < 4; gate++) {
                 const float *bias = d->bias ? d->bias + gate * d->out : NULL;
                 const Product map = {d->packed + gate * packed, bias, d->out, d->width, 0};
-                const float *from = d->post + at * 4 * d->width + gate * d->width;
-                multiply(&map, b - a, from, 4 * d->width, out + gate * d->out, 4 * d->out);
+                const float *from = d->post + at * d->post_step + gate * d->width;
+                multiply(&map, b - a, from, d->post_step, out + gate * d->out, 4 * d->out);
             }
         }
         for (int64_t row = a; row < b; row++) cell(r, t, row);
