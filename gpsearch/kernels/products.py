@@ -14,6 +14,7 @@ from torch import Tensor
 
 _ENOUGH_ROWS = 32
 _APART = 16
+"""Numbers between two rows of `room_like`: a line of the cache."""
 _CPUINFO = Path("/proc/cpuinfo")
 
 # In single precision torch multiplies by MKL: the fastest on Intel's processors, on others half as
