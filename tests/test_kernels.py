@@ -19,18 +19,40 @@ from gpsearch.kernels.gates import Dense, Gates, flattened
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.kernels.native import Native, available, native
 from gpsearch.kernels.pattern import Pattern, Patterns
-from gpsearch.kernels.products import linear
+from gpsearch.kernels.products import linear, room_like, torch_is_fast
 from gpsearch.kernels.recurrence import ACTIVATIONS, plain, recurrence
 from gpsearch.kernels.sequence import Padded
 from gpsearch.kernels.sparse import kernels_for_sparse, sparse
 
 Layer = tuple[list[Tensor], Tensor, Tensor, list[Gates]]
 
-RUNS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"fused": fused} | {
-    name: partial(compiled, cast(Native, native(name))) for name in available()
+KERNELS = {name: cast(Native, native(name)) for name in available()}
+
+
+def all_awake(
+    kernels: Native, xs: list[Tensor], h0: Tensor, c0: Tensor, gates: list[Gates]
+) -> tuple[Tensor, Tensor]:
+    """Take the way of sparse layers, with every weight awake."""
+
+    def awake(g: Gates) -> Gates:
+        ih, hh, *dense = (torch.ones_like(w, dtype=torch.bool) for w in matrices(g))
+        return g._replace(patterns=Patterns.of(ih, hh, dense))
+
+    return sparse(kernels, xs, h0, c0, [awake(g) for g in gates])
+
+
+def matrices(g: Gates) -> list[Tensor]:
+    return [g.ih, g.hh, *(d.weight for d in g.dense)]
+
+
+RUNS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "fused": fused,
+    **{name: partial(compiled, kernels) for name, kernels in KERNELS.items()},
+    **{f"sparse {name}": partial(all_awake, kernels) for name, kernels in KERNELS.items()},
 }
 """The implementations that have to equal `plain`."""
 each_run = pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+each_kernels = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
 
 
 def layer(
@@ -122,9 +144,8 @@ def masked(example: Layer, density: float) -> tuple[Layer, list[Tensor]]:
     xs, h0, c0, gates = example
     masks, masked_gates = [torch.ones_like(one) for one in (*xs, h0, c0)], []
     for g in gates:
-        matrices = [g.ih, g.hh, *(d.weight for d in g.dense)]
-        awake = {id(one): torch.rand(one.shape) < density for one in matrices}
-        for one in matrices:
+        awake = {id(one): torch.rand(one.shape) < density for one in matrices(g)}
+        for one in matrices(g):
             one.detach().mul_(awake[id(one)])
         ih, hh, *dense = awake.values()
         masked_gates.append(g._replace(patterns=Patterns.of(ih, hh, dense)))
@@ -149,7 +170,7 @@ def masked(example: Layer, density: float) -> tuple[Layer, list[Tensor]]:
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=30, deadline=None)
-@pytest.mark.parametrize("kernels", [native(name) for name in available()], ids=available())
+@each_kernels
 def test_sparse_equals_the_masked_recurrence(
     kernels: Native, use: str, density: float, seed: int, **shape: Any
 ) -> None:
@@ -173,11 +194,6 @@ def test_all_equal_the_written_out_recurrence_at_working_size(run: Any, dirs: in
     assert_same(results(run, example), results(plain, example), 1e-5)
 
 
-each_sparse = pytest.mark.parametrize(
-    "run", [partial(sparse, cast(Native, native(name))) for name in available()], ids=available()
-)
-
-
 @pytest.fixture
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -186,20 +202,20 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@each_sparse
+@each_kernels
 @pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("threads", [1, 2], indirect=True)
 @pytest.mark.usefixtures("threads")
-def test_sparse_equals_the_masked_recurrence_at_working_size(run: Any, direct: bool) -> None:
+def test_sparse_equals_the_masked_recurrence_at_working_size(kernels: Native, direct: bool) -> None:
     """Large enough for several blocks of steps on the way back, the last a smaller one."""
     torch.manual_seed(0)
-    shape: dict[str, Any] = {"steps": 10, "batch": 32, "inputs": 1100, "hidden": 12}
+    shape: dict[str, Any] = {"steps": 11, "batch": 32, "inputs": 1100, "hidden": 12}
     example, masks = masked(
         layer(1, **shape, widths=(9, 5), direct=direct, dtype=torch.float32), 0.1
     )
     for leaf in leaves(example):
         leaf.detach().mul_(0.3)
-    hs, cs, *grads = results(run, example)
+    hs, cs, *grads = results(partial(sparse, kernels), example)
     wanted = results(plain, example)
     masked_grads = [grad * mask for grad, mask in zip(wanted[2:], masks, strict=True)]
     assert_same([hs, cs, *grads], [*wanted[:2], *masked_grads], 1e-5)
@@ -221,13 +237,13 @@ def test_a_graph_can_be_run_through_twice(run: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@each_sparse
-def test_a_graph_with_few_weights_can_be_run_through_twice(run: Any) -> None:
-    example, _ = masked(layer(dtype=torch.float32), 0.5)
-    loss = run(*example)[0].sum()
-    first = torch.autograd.grad(loss, leaves(example), retain_graph=True)
-    again = torch.autograd.grad(loss, leaves(example))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+@each_run
+def test_states_that_were_written_to_have_no_gradient(run: Any) -> None:
+    hs, cs = run(*layer(1, dtype=torch.float32))
+    with torch.no_grad():
+        cs.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        hs.sum().backward()
 
 
 @each_run
@@ -268,13 +284,15 @@ def test_not_a_number_stays_in_its_sequence(run: Any) -> None:
     assert hs[1].isfinite().all()
 
 
+@each_run
 @pytest.mark.parametrize("threads", [2, 3], indirect=True)
-def test_threads_do_not_change_the_numbers(threads: int) -> None:
+@pytest.mark.usefixtures("threads")
+def test_threads_change_no_output_and_gradients_by_rounding(run: Any) -> None:
     torch.manual_seed(0)
-    example = layer(batch=13, hidden=9, widths=(5,), dtype=torch.float32)
-    together = results(recurrence, example)
+    example = layer(batch=37, hidden=9, widths=(5,), dtype=torch.float32)
+    together = results(run, example)
     torch.set_num_threads(1)
-    alone = results(recurrence, example)
+    alone = results(run, example)
     assert all(torch.equal(a, b) for a, b in zip(alone[:2], together[:2], strict=True))
     assert_same(alone, together, 1e-6)
 
@@ -287,6 +305,32 @@ def test_the_kernels_in_c_are_chosen_where_there_are_any() -> None:
 def test_double_precision_goes_the_fused_way() -> None:
     hs, _ = recurrence(*layer())
     assert "Fused" in str(hs.grad_fn)
+
+
+@each_kernels
+@pytest.mark.parametrize("fast", [False, True])
+def test_large_products_may_be_torch_s_or_our_own(
+    kernels: Native, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("compiled", "products"):
+        monkeypatch.setattr(f"gpsearch.kernels.{module}.torch_is_fast", lambda: fast)
+    torch.manual_seed(0)
+    example = layer(batch=9, hidden=21, widths=(35, 20), direct=False, dtype=torch.float32)
+    assert_same(results(partial(compiled, kernels), example), results(plain, example), 1e-5)
+
+
+@given(width=st.integers(1, 300))
+def test_rows_of_gradients_lie_an_odd_number_of_cache_lines_apart(width: int) -> None:
+    room = room_like(torch.zeros(2, 3, width))
+    assert room.shape == (2, 3, width)
+    if torch_is_fast():
+        assert room.stride(1) % 32 == 16
+
+
+def test_numbers_of_another_type_are_torch_s_to_refuse() -> None:
+    xs, h0, c0, gates = layer(1, dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="dtype"):
+        recurrence(xs, h0, c0, [gates[0]._replace(ih=gates[0].ih.double())])
 
 
 @pytest.mark.parametrize("rows", [1, 31, 32, 100])

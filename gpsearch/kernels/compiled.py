@@ -1,9 +1,9 @@
 """The recurrence as one autograd node whose loops over time run in C.
 
 A thread takes some rows of the batch through all steps of one direction, forward or backward, and
-waits for nobody; results do not depend on how the rows are shared out. What does not depend on the
-step before is a few large products here: of the inputs before the loop, and for the gradients of
-weights and inputs after it.
+waits for nobody; how the rows are shared out changes no output, and gradients by rounding only.
+What does not depend on the step before is a few large products here: of the inputs before the loop,
+and for the gradients of weights and inputs after it.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class _Compiled(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         dirs = len(masks)
         (h0, c0), xs, weights = leaves[:2], leaves[2 : 2 + dirs], leaves[2 + dirs :]
+        weights = tuple(None if one is None else one.contiguous() for one in weights)
         steps, batch, _ = xs[0].shape
         h, c = (h0.new_empty(dirs, steps + 1, *h0.shape[1:]) for _ in range(2))
         h[:, 0], c[:, 0] = h0, c0

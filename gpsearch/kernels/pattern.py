@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,8 @@ _GROUP = 4
 """Weights of a row that go side by side through a product; the same as in sparse.h."""
 
 
-class Pattern(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Pattern:
     """The awake weights of a matrix row by row, every row filled up to whole groups."""
 
     shape: tuple[int, int]
@@ -32,6 +33,7 @@ class Pattern(NamedTuple):
     @classmethod
     def of(cls, mask: Bool[Tensor, "rows columns"]) -> Pattern:
         """Return the pattern of a mask."""
+        mask = mask.cpu()  # where the kernels are that read it
         rows, columns = mask.shape
         place = mask.flatten().nonzero().flatten()
         row, column = place // columns, place % columns
@@ -50,7 +52,8 @@ class Pattern(NamedTuple):
         )
 
 
-class Patterns(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Patterns:
     """The patterns of one direction's `gpsearch.kernels.gates.Gates`."""
 
     ih: Pattern
@@ -85,7 +88,7 @@ def _slots(
     groups = (awake + _GROUP - 1) // _GROUP
     start = F.pad(groups.cumsum(0) * _GROUP, (1, 0))
     first = F.pad(awake.cumsum(0), (1, 0))
-    return start, start[rows] + torch.arange(len(rows)) - first[rows]
+    return start, start[rows] + torch.arange(len(rows), device="cpu") - first[rows]
 
 
 def _filled(
@@ -94,6 +97,6 @@ def _filled(
     values: Int[Tensor, " awake"],
     filling: int,
 ) -> Int[Tensor, " _filled"]:
-    filled = torch.full((int(start[-1]),), filling, dtype=torch.int32)
+    filled = torch.full((int(start[-1]),), filling, dtype=torch.int32, device="cpu")
     filled[slots] = values.int()
     return filled

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 _ENOUGH_ROWS = 32
-_APART = 16
-"""Numbers between two rows of `room_like`: a line of the cache."""
+_LINE = 16
+"""Numbers in a line of the cache."""
 _CPUINFO = Path("/proc/cpuinfo")
 
 # In single precision torch multiplies by MKL: the fastest on Intel's processors, on others half as
@@ -47,9 +47,10 @@ def room_like(tensor: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"
     Rows of a power of two of bytes meet in the same few places of a cache: of 8 KB rows, MKL takes
     up to 1.7 times as long.
     """
-    width = tensor.shape[-1]
-    apart = _APART if torch_is_fast() else 0
-    return tensor.new_empty(*tensor.shape[:-1], width + apart)[..., :width]
+    width = step = tensor.shape[-1]
+    if torch_is_fast():
+        step = (-(-width // _LINE) | 1) * _LINE  # an odd number of lines
+    return tensor.new_empty(*tensor.shape[:-1], step)[..., :width]
 
 
 def linear(

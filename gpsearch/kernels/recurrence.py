@@ -44,7 +44,8 @@ def recurrence(
         # What watches torch's functions (gpsearch.exporting does) sees this one as a whole.
         watched: tuple[Tensor, Tensor] = handle_torch_function(recurrence, (h0,), xs, h0, c0, gates)
         return watched
-    kernels = kernels_for(h0)
+    of_one_type = all(one.dtype == h0.dtype for one in (*xs, c0, gates[0].ih, gates[0].hh))
+    kernels = kernels_for(h0) if of_one_type else None  # torch says what is wrong
     if gates[0].norms or h0.device.type != "cpu" or _traced():
         return plain(xs, h0, c0, gates)
     if kernels is None:

@@ -61,11 +61,11 @@ class Padded:
         self, hs: Float[Tensor, "dir time batch width"]
     ) -> Float[Tensor, "time batch dir*width"]:
         """Put the directions side by side in the order of time, with zeros in the padding."""
-        # Unlike indexing, unbinding has a gradient without zeros to be filled and added.
-        forward, *backward = hs.unbind(0)
-        if not backward:
-            return self.zeroed(forward)
-        again = _permuted(backward[0].flatten(0, 1), self.reverse.flatten()).view_as(forward)
+        # Unlike indexing, these have gradients without zeros to be filled and added.
+        if self.directions == 1:
+            return self.zeroed(hs.squeeze(0))
+        forward, backward = hs.unbind(0)
+        again = _permuted(backward.flatten(0, 1), self.reverse.flatten()).view_as(forward)
         return self.zeroed(torch.cat([forward, again], 2))
 
     def last(self, hs: Float[Tensor, "dir time batch width"]) -> Float[Tensor, "dir batch width"]:

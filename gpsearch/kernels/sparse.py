@@ -37,8 +37,8 @@ _PAYS_BELOW_IF_NARROW = 0.14
 """The same where the products take narrower vectors than the dense ones, as for 8 sequences on
 AVX-512 (measured there)."""
 _CACHED = 1 << 16
-"""Numbers of a layer's widest input whose steps go backward together: they stay in the second cache
-while the weights' gradients are taken from them."""
+"""Numbers of an input or a state whose steps go backward together: with what else these steps have,
+they stay in the second cache while the weights' gradients are taken from them."""
 
 
 def kernels_for_sparse(
@@ -90,6 +90,7 @@ class _Sparse(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         dirs = len(masks)
         (h0, c0), xs, weights = leaves[:2], leaves[2 : 2 + dirs], leaves[2 + dirs :]
+        weights = tuple(None if one is None else one.contiguous() for one in weights)
         steps, batch, _ = xs[0].shape
         parts = slices(batch, min(batch // native.lanes(1), -(-torch.get_num_threads() // dirs)))
         hs = h0.new_empty(dirs, steps, *h0.shape[1:])
@@ -108,6 +109,7 @@ class _Sparse(torch.autograd.Function):
         jobs = [(loop, *outside[d]) for d, loops in enumerate(ctx.loops) for loop in loops]
         each_in_threads(_Loop.forward, jobs)
         ctx.x_shapes = [x.shape for x in xs]
+        ctx.save_for_backward(*cs)  # not to be written to: with one part they are what is returned
         in_rows = [
             c[:, 1:, :, : stop - start].mT for c, (start, stop) in zip(cs, parts, strict=True)
         ]
@@ -119,8 +121,9 @@ class _Sparse(torch.autograd.Function):
     def backward(
         ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        states = len(ctx.loops), ctx.x_shapes[0][1], ctx.loops[0][0].c.shape[1]
-        d_h0, d_c0 = (ctx.loops[0][0].c.new_empty(states) for _ in range(2))
+        c = ctx.saved_tensors[0]
+        states = len(ctx.loops), ctx.x_shapes[0][1], c.shape[2]
+        d_h0, d_c0 = (c.new_empty(states) for _ in range(2))
         d_xs = [
             d_h0.new_empty(shape) if ctx.needs_input_grad[6 + d] else None
             for d, shape in enumerate(ctx.x_shapes)
@@ -203,8 +206,7 @@ class _Loop:
         self.masks = [
             _feature_major(mask[:, part], self.lanes).flatten(0, 1) for mask in gates.masks
         ]
-        self.weights = [gates.ih.contiguous(), gates.hh.contiguous()]
-        self.weights += [dense.weight.contiguous() for dense in gates.dense]
+        self.weights = [gates.ih, gates.hh, *(dense.weight for dense in gates.dense)]
         self.patterns = [(patterns.ih,), (patterns.hh,), *patterns.dense]
         self._maps = self._all_maps()
         self._dense = (_CDense * len(gates.dense))(

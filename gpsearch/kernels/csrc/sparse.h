@@ -38,10 +38,10 @@ typedef struct {
     const float *bias;        /* [4, out], or NULL */
     const float *mask;        /* [4 width, lane], or NULL */
     float *pre;               /* [T, 4 width (and more for the first), lane] */
-    float *post;              /* [T, 4 width, lane]; may lie where pre does */
+    float *post;              /* [T, 4 width, lane]; may take the place of pre's */
     int64_t post_step;        /* from one step of post to the next */
     float *d_pre;             /* as pre, but of `block` steps */
-    float *bias_sums;         /* [4 out, lane]: room, or NULL */
+    float *bias_sums;         /* [4 out, lane]: room */
     float *d_bias;            /* [4 out], or NULL */
 } SparseDense;
 
@@ -62,7 +62,7 @@ typedef struct {
     int64_t d_gate_step;          /* from one step of d_gate to the next */
     float *d_h, *d_c;             /* [size, lane]: room */
     float *d_x;                   /* [inputs, lane]: room for one step's, or NULL */
-    float *bias_sums;             /* [rows, lane]: room, or NULL */
+    float *bias_sums;             /* [rows, lane]: room */
     float *d_bias;                /* [rows], or NULL */
     Outside in, h0, c0, out_h, grad_h, grad_c, d_in, d_h0, d_c0;
 } SparseRecurrence;

@@ -18,7 +18,7 @@ typedef struct {
     const float *bias;    /* [4, out], or NULL */
     const float *mask;    /* [4, batch, width], scaled dropout of what it reads, or NULL */
     float *pre;           /* [T, B, 4 width (and more, see rows)], sums before the activation */
-    float *post;          /* [T, B, 4 width], what the map reads; may lie where pre does */
+    float *post;          /* [T, B, 4 width], what the map reads; may take the place of pre's */
     int64_t post_step;    /* from one row of post to the next */
     float *d_pre;         /* as pre, backward, but for the step */
     int64_t d_pre_step;   /* from one row of d_pre to the next */
@@ -33,7 +33,7 @@ typedef struct {
     const float *hh, *hh_flipped; /* packed: rows x size, and size x rows */
     const float *bias;            /* [rows], or NULL */
     const Dense *dense;           /* [depth] */
-    float *z;                     /* [T, B, rows]: products of the inputs, then all sums */
+    float *z;                     /* [T, B, rows]: products of the inputs, then all sums (or post) */
     float *gate;                  /* [T, B, 4 size]: i, f, g, o */
     float *h, *c;                 /* [T + 1, B, size], [0] is the initial state */
     float *tanh_c;                /* [T, B, size] */
@@ -81,7 +81,7 @@ INLINE vf slope(int64_t kind, vf x)
     }
 }
 
-/* post = mask * activation(pre), for one gate of one row. */
+/* post = mask * activation(pre). */
 INLINE void activate(int64_t kind, int64_t width, const float *pre, const float *mask, float *post)
 {
 #define BODY(at, count)                                                                            \
@@ -94,7 +94,8 @@ INLINE void activate(int64_t kind, int64_t width, const float *pre, const float 
 #undef BODY
 }
 
-/* d_pre = d_post * mask * slope(pre), where d_post stands in d_pre. */
+/* d_pre = d_post * mask * slope(pre), where d_post stands in d_pre. Where post has taken the place of
+   pre, its sign has to tell the slope (RELU, LEAKY_RELU; where the mask made it 0, so is d_pre). */
 INLINE void deactivate(
     int64_t kind, int64_t width, const float *pre, const float *mask, float *d_pre)
 {
@@ -250,18 +251,17 @@ void NAME(forward)(const Recurrence *r, int64_t a, int64_t b)
     }
 }
 
-/* sums[width] += every row of `from`. */
+/* sums[width] += the sum of all rows of `from`. */
 static void sum_rows(const float *from, int64_t step, int64_t rows, int64_t width, float *sums)
 {
-    for (int64_t row = 0; row < rows; row++) {
 #define BODY(at, count)                                                                            \
     do {                                                                                           \
-        const vf x = LOAD(from + row * step + at, count);                                          \
-        STORE(sums + at, LOAD(sums + at, count) + x, count);                                       \
+        vf sum = LOAD(from + at, count);                                                           \
+        for (int64_t row = 1; row < rows; row++) sum += LOAD(from + row * step + at, count);       \
+        STORE(sums + at, LOAD(sums + at, count) + sum, count);                                     \
     } while (0)
-        EACH_VECTOR(width, BODY);
+    EACH_VECTOR(width, BODY);
 #undef BODY
-    }
 }
 
 static void clear_row(float *rows, int64_t row, int64_t width)
