@@ -23,7 +23,7 @@ void NAME(pack)(
     for (int64_t first = 0; first < columns; first += PANEL, packed += PANEL * inner) {
         const int64_t count = columns - first < PANEL ? columns - first : PANEL;
         const float *from = w + first * column_step;
-        if (count < PANEL) memset(packed, 0, (size_t)(PANEL * inner) * sizeof(float));
+        if (count < PANEL) clear(packed, PANEL * inner);
         if (place_step == 1) turn(from, column_step, count, inner, packed, PANEL, 0);
         else
             for (int64_t k = 0; k < inner; k++)

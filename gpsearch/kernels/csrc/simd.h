@@ -28,6 +28,12 @@ INLINE void store_some(float *to, vf x, int64_t count)
     memcpy(to, &x, (size_t)count * sizeof(float));
 }
 
+/* Of no numbers, `at` may be NULL, with which memset must not be called. */
+INLINE void clear(float *at, int64_t count)
+{
+    if (count) memset(at, 0, (size_t)count * sizeof(float));
+}
+
 /* Runs BODY(at, count) for all vectors of `size` floats; count is a constant but for the last. */
 #define EACH_VECTOR(size, BODY)                                                                    \
     do {                                                                                           \

@@ -160,12 +160,12 @@ static void take_transposed(const SparseWeight *w)
 {
     for (int64_t e = 0; e < w->start_t[w->columns]; e++)
         w->value_t[e] = w->order[e] < 0 ? 0.0f : w->value[w->order[e]];
-    memset(w->sum, 0, (size_t)w->start[w->rows] * sizeof(float));
+    clear(w->sum, w->start[w->rows]);
 }
 
 static void put_gradients(const SparseWeight *w)
 {
-    memset(w->grad, 0, (size_t)(w->rows * w->columns) * sizeof(float));
+    clear(w->grad, w->rows * w->columns);
     for (int64_t e = 0; e < w->start[w->rows]; e++)
         if (w->place[e] >= 0) w->grad[w->place[e]] = w->sum[e];
 }
@@ -333,8 +333,6 @@ static void sample_weights(const SparseRecurrence *r, int64_t t, int64_t steps)
                    d->post + t * d->post_step + gate * part, d->post_step);
     }
 }
-
-INLINE void clear(float *at, int64_t count) { memset(at, 0, (size_t)count * sizeof(float)); }
 
 static void sum_lanes(const float *sums, int64_t rows, int64_t lanes, float *out)
 {

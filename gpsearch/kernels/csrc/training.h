@@ -264,18 +264,15 @@ static void sum_rows(const float *from, int64_t step, int64_t rows, int64_t widt
 #undef BODY
 }
 
-static void clear_row(float *rows, int64_t row, int64_t width)
-{
-    memset(rows + row * width, 0, (size_t)width * sizeof(float));
-}
-
 /* Back from step T - 1 to 0; d_h and d_c begin as zeros and end as the initial state's gradients. */
 void NAME(backward)(const Recurrence *r, int64_t a, int64_t b)
 {
     const Product onto_h = {r->hh_flipped, NULL, r->size, r->rows, 0};
-    if (r->d_bias) clear_row(r->d_bias, a, r->rows);
-    for (int64_t layer = 0; layer < r->depth; layer++)
-        if (r->dense[layer].d_bias) clear_row(r->dense[layer].d_bias, a, 4 * r->dense[layer].out);
+    if (r->d_bias) clear(r->d_bias + a * r->rows, r->rows);
+    for (int64_t layer = 0; layer < r->depth; layer++) {
+        const int64_t width = 4 * r->dense[layer].out;
+        if (r->dense[layer].d_bias) clear(r->dense[layer].d_bias + a * width, width);
+    }
     for (int64_t t = r->steps - 1; t >= 0; t--) {
         const int64_t at = t * r->batch + a;
         if (r->grad_h) {
