@@ -329,8 +329,13 @@ def test_rows_of_gradients_lie_an_odd_number_of_cache_lines_apart(width: int) ->
 
 def test_numbers_of_another_type_are_torch_s_to_refuse() -> None:
     xs, h0, c0, gates = layer(1, dtype=torch.float32)
-    with pytest.raises(RuntimeError, match="dtype"):
-        recurrence(xs, h0, c0, [gates[0]._replace(ih=gates[0].ih.double())])
+    dense = gates[0].dense[0]
+    for other in (
+        gates[0]._replace(ih=gates[0].ih.double()),
+        gates[0]._replace(dense=(dense._replace(weight=dense.weight.double()),)),
+    ):
+        with pytest.raises(RuntimeError, match="dtype"):
+            recurrence(xs, h0, c0, [other])
 
 
 @pytest.mark.parametrize("rows", [1, 31, 32, 100])

@@ -302,7 +302,6 @@ def in_place(pre: Sequence[Tensor], gates: Gates, dim: int) -> list[Tensor]:
 
 def _packed(native: Native, weights: Float[Tensor, "n out in"], *, flip: bool) -> Tensor:
     """Pack matrices for products with them, or with their transposes."""
-    weights = weights.contiguous()
     n, out, width = weights.shape
     columns, inner = (width, out) if flip else (out, width)
     steps = (1, width) if flip else (width, 1)

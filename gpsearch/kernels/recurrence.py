@@ -16,7 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from gpsearch.kernels.compiled import compiled
 from gpsearch.kernels.fused import fused
-from gpsearch.kernels.gates import Gates
+from gpsearch.kernels.gates import Gates, flattened
 from gpsearch.kernels.native import Native, native
 from gpsearch.kernels.sparse import kernels_for_sparse, sparse
 
@@ -44,7 +44,8 @@ def recurrence(
         # What watches torch's functions (gpsearch.exporting does) sees this one as a whole.
         watched: tuple[Tensor, Tensor] = handle_torch_function(recurrence, (h0,), xs, h0, c0, gates)
         return watched
-    of_one_type = all(one.dtype == h0.dtype for one in (*xs, c0, gates[0].ih, gates[0].hh))
+    given = [one for one in (*xs, c0, *flattened(gates)) if one is not None]
+    of_one_type = all(one.dtype == h0.dtype for one in given)
     kernels = kernels_for(h0) if of_one_type else None  # torch says what is wrong
     if gates[0].norms or h0.device.type != "cpu" or _traced():
         return plain(xs, h0, c0, gates)

@@ -293,7 +293,7 @@ class _Loop:
             self._record.d_x = None
         self._connect(grad_h=grad_h, grad_c=grad_c, d_in=d_x, d_h0=d_h0[None], d_c0=d_c0[None])
         self.native.backward_sparse(ctypes.addressof(self._record))
-        del room
+        del room  # the record holds but its addresses
         return grads
 
     def _room_for_weights_grads(self) -> list[Tensor | None]:
