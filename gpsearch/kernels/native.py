@@ -26,6 +26,7 @@ _ARGUMENTS = {
     "forward": "pii",
     "backward": "pii",
     "lanes": "i",
+    "steps_together": "i",
     "forward_sparse": "p",
     "backward_sparse": "p",
     "pack_matrix": "iipiip",

@@ -30,10 +30,10 @@ from gpsearch.kernels.native import Native
 from gpsearch.kernels.native import native as find_native
 from gpsearch.kernels.pattern import Patterns
 
-PAYS_BELOW = 0.3
+PAYS_BELOW = 0.33
 """Density under which sparse products beat dense ones even for small layers and batches: 128 units,
-16 sequences (measured; larger ones break even at 0.35 to 0.4)."""
-_PAYS_BELOW_IF_NARROW = 0.14
+16 sequences (measured; larger ones break even at 0.35 to 0.45)."""
+_PAYS_BELOW_IF_NARROW = 0.17
 """The same where the products take narrower vectors than the dense ones, as for 8 sequences on
 AVX-512 (measured there)."""
 _CACHED = 1 << 16
@@ -323,7 +323,8 @@ class _Loop:
         record.d_z, record.d_gate, record.d_gate_step = (
             d_pre[0].data_ptr(), d_gate.data_ptr(), d_gate.stride(0),
         )  # fmt: skip
-        once = self._room(1, size, size, self.x.shape[1], len(gates.ih))
+        inputs = self.native.steps_together(self.lanes) * self.x.shape[1]
+        once = self._room(1, size, size, inputs, len(gates.ih))
         record.d_h, record.d_c, record.d_x, record.bias_sums = (one.data_ptr() for one in once)
         biases = self._room(1, *(4 * dense.weight.shape[1] for dense in gates.dense))
         for layer, of_layer, bias in zip(self._dense, d_pre, biases, strict=False):

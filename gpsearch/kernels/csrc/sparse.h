@@ -46,7 +46,7 @@ typedef struct {
 } SparseDense;
 
 /* The gradients of sums are kept for `block` steps at a time: from these, while they are in the
-   caches, come those of the weights. */
+   caches, come those of the inputs and weights. */
 typedef struct {
     int64_t steps, block, batch, lanes, size, inputs, activation, depth, rows, first;
     const SparseWeight *ih, *hh; /* rows x inputs, rows x size */
@@ -61,7 +61,7 @@ typedef struct {
     float *d_gate;                /* [block, 4 size, lane]; behind d_z's first where direct */
     int64_t d_gate_step;          /* from one step of d_gate to the next */
     float *d_h, *d_c;             /* [size, lane]: room */
-    float *d_x;                   /* [inputs, lane]: room for one step's, or NULL */
+    float *d_x;                   /* [steps together, inputs, lane]: room, or NULL */
     float *bias_sums;             /* [rows, lane]: room */
     float *d_bias;                /* [rows], or NULL */
     Outside in, h0, c0, out_h, grad_h, grad_c, d_in, d_h0, d_c0;
@@ -90,57 +90,82 @@ INLINE void add_to(float *sums, const float *x, int64_t count)
     for (int64_t i = 0; i < count; i += VW) store(sums + i, load(sums + i) + load(x + i));
 }
 
-#define MOST_VECTORS 4
+typedef struct {
+    Sparse map;
+    const float *bias; /* [rows], or NULL */
+    int add;           /* to what stands there, and no bias */
+} SparseProduct;
+
+enum { MOST_VECTORS = 4 }; /* What a weight is multiplied with at once. */
+
+/* Steps that go through a product together where none waits for the one before: a weight is then
+   fetched once for all of them. */
+int64_t NAME(steps_together)(int64_t lanes)
+{
+    return lanes < MOST_VECTORS * VW ? MOST_VECTORS * VW / lanes : 1;
+}
 
 /* sums += row of the map x columns, for `vectors` vectors of lanes. */
 INLINE void add_row(
-    const int vectors, const Sparse *map, int64_t row, const float *x, int64_t lanes, vf *sums)
+    const int vectors, const Sparse *map, int64_t row, const float *const *x, int64_t lanes,
+    vf *sums)
 {
     vf others[MOST_VECTORS] = {{0}}; /* a multiply-add need not wait for the one before */
     for (int64_t e = map->start[row]; e < map->start[row + 1]; e += GROUP)
 #pragma GCC unroll 4
         for (int i = 0; i < GROUP; i++) {
             const vf value = splat(map->value[e + i]);
-            const float *from = x + (int64_t)map->column[e + i] * lanes;
+            const int64_t at = (int64_t)map->column[e + i] * lanes;
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++)
-                (i % 2 ? others : sums)[v] += value * load(from + v * VW);
+                (i % 2 ? others : sums)[v] += value * load(x[v] + at);
         }
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) sums[v] += others[v];
 }
 
-typedef struct {
-    const Sparse *map;
-    const float *x;
-} Term;
-
-INLINE void product_rows(
-    const int vectors, const Term *terms, int count, const float *bias, int64_t lanes,
-    int64_t lane, float *out)
+INLINE void multiply_vectors(
+    const int vectors, const SparseProduct *p, int64_t lanes, const float *const *x,
+    float *const *out)
 {
-    for (int64_t row = 0; row < terms[0].map->rows; row++) {
+    for (int64_t row = 0; row < p->map.rows; row++) {
         vf sums[MOST_VECTORS];
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) sums[v] = bias ? splat(bias[row]) : splat(0.0f);
-        for (int i = 0; i < count; i++)
-            add_row(vectors, terms[i].map, row, terms[i].x + lane, lanes, sums);
+        for (int v = 0; v < vectors; v++)
+            sums[v] = p->add    ? load(out[v] + row * lanes)
+                      : p->bias ? splat(p->bias[row])
+                                : splat(0.0f);
+        add_row(vectors, &p->map, row, x, lanes, sums);
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) store(out + row * lanes + lane + v * VW, sums[v]);
+        for (int v = 0; v < vectors; v++) store(out[v] + row * lanes, sums[v]);
     }
 }
 
-/* out = bias + the terms' maps times their x. */
-static void sparse_product(
-    const Term *terms, int count, const float *bias, int64_t lanes, float *out)
+/* out [rows, lane] = bias (or out) + the map times x [columns, lane], for every step. */
+static void multiply_steps(
+    const SparseProduct *p, int64_t steps, int64_t lanes, const float *x, int64_t x_step, float *out,
+    int64_t out_step)
 {
-    int64_t lane = 0;
-    for (; lane + 4 * VW <= lanes; lane += 4 * VW)
-        product_rows(4, terms, count, bias, lanes, lane, out);
-    for (; lane + 2 * VW <= lanes; lane += 2 * VW)
-        product_rows(2, terms, count, bias, lanes, lane, out);
-    for (; lane < lanes; lane += VW)
-        product_rows(1, terms, count, bias, lanes, lane, out);
+    const int64_t count = steps * lanes / VW;
+    for (int64_t first = 0; first < count;) {
+        const float *from[MOST_VECTORS];
+        float *to[MOST_VECTORS];
+        const int vectors = count - first >= 4 ? 4 : count - first >= 2 ? 2 : 1;
+        for (int v = 0; v < vectors; v++) {
+            const int64_t step = (first + v) * VW / lanes, lane = (first + v) * VW % lanes;
+            from[v] = x + step * x_step + lane;
+            to[v] = out + step * out_step + lane;
+        }
+        if (vectors == 4) multiply_vectors(4, p, lanes, from, to);
+        else if (vectors == 2) multiply_vectors(2, p, lanes, from, to);
+        else multiply_vectors(1, p, lanes, from, to);
+        first += vectors;
+    }
+}
+
+static void multiply_step(const SparseProduct *p, int64_t lanes, const float *x, float *out)
+{
+    multiply_steps(p, 1, lanes, x, 0, out, 0);
 }
 
 INLINE Sparse forth(const SparseWeight *w) { return (Sparse){w->rows, w->start, w->column, w->value}; }
@@ -189,46 +214,60 @@ static void sparse_cell(const SparseRecurrence *r, int64_t t)
     cell_row(r->depth > 0, direct, part, gate, last, c, tanh_c, h);
 }
 
+INLINE int64_t at_most_steps(int64_t steps, int64_t most) { return steps < most ? steps : most; }
+
+/* Takes in the input of some steps, and puts its share of their sums into z. */
+static void take_inputs(const SparseRecurrence *r, int64_t t, int64_t steps)
+{
+    const SparseProduct onto_z = {forth(r->ih), r->bias, 0};
+    const int64_t x_step = r->inputs * r->lanes, z_step = r->rows * r->lanes;
+    for (int64_t step = t; step < t + steps; step++)
+        take_in(&r->in, step, r->batch, r->inputs, r->lanes, r->x + step * x_step, 0);
+    multiply_steps(&onto_z, steps, r->lanes, r->x + t * x_step, x_step, r->z + t * z_step, z_step);
+}
+
+static void sparse_step(const SparseRecurrence *r, int64_t t)
+{
+    const SparseProduct onto_z = {forth(r->hh), NULL, 1};
+    const int64_t state = r->size * r->lanes, z = r->rows * r->lanes;
+    multiply_step(&onto_z, r->lanes, r->h + t * state, r->z + t * z);
+    for (int64_t layer = 0; layer < r->depth; layer++) {
+        const SparseDense *d = &r->dense[layer];
+        const int last = layer + 1 == r->depth;
+        const int64_t part = d->width * r->lanes, out_part = d->out * r->lanes;
+        float *out = (last ? r->gate : r->dense[layer + 1].pre) + t * 4 * out_part;
+        const float *pre = d->pre + t * (layer ? 4 * part : z);
+        float *post = d->post + t * d->post_step;
+#define CALL(kind) activate(kind, 4 * part, pre, d->mask, post)
+        EACH_KIND(r->activation, CALL)
+#undef CALL
+        for (int gate = 0; gate < 4; gate++) {
+            const float *bias = d->bias ? d->bias + gate * d->out : NULL;
+            const SparseProduct onto_out = {forth(&d->maps[gate]), bias, 0};
+            multiply_step(&onto_out, r->lanes, post + gate * part, out + gate * out_part);
+        }
+    }
+    sparse_cell(r, t);
+    put_out(r->h + (t + 1) * state, r->size, r->lanes, r->batch, &r->out_h, t);
+}
+
 /* Steps 0 to T - 1. */
 void NAME(forward_sparse)(const SparseRecurrence *r)
 {
-    const int64_t state = r->size * r->lanes;
+    const int64_t together = NAME(steps_together)(r->lanes);
     each_weight(r, take_values);
-    const Sparse ih = forth(r->ih), hh = forth(r->hh);
     take_in(&r->h0, 0, r->batch, r->size, r->lanes, r->h, 0);
     take_in(&r->c0, 0, r->batch, r->size, r->lanes, r->c, 0);
     for (int64_t t = 0; t < r->steps; t++) {
-        float *z = r->z + t * r->rows * r->lanes, *x = r->x + t * r->inputs * r->lanes;
-        const Term onto_z[] = {{&ih, x}, {&hh, r->h + t * state}};
-        take_in(&r->in, t, r->batch, r->inputs, r->lanes, x, 0);
-        sparse_product(onto_z, 2, r->bias, r->lanes, z);
-        for (int64_t layer = 0; layer < r->depth; layer++) {
-            const SparseDense *d = &r->dense[layer];
-            const int last = layer + 1 == r->depth;
-            const int64_t part = d->width * r->lanes, out_part = d->out * r->lanes;
-            float *out = (last ? r->gate : r->dense[layer + 1].pre) + t * 4 * out_part;
-            const float *pre = d->pre + t * (layer ? 4 * part : r->rows * r->lanes);
-            float *post = d->post + t * d->post_step;
-#define CALL(kind) activate(kind, 4 * part, pre, d->mask, post)
-            EACH_KIND(r->activation, CALL)
-#undef CALL
-            for (int gate = 0; gate < 4; gate++) {
-                const Sparse map = forth(&d->maps[gate]);
-                const Term onto_out = {&map, post + gate * part};
-                const float *bias = d->bias ? d->bias + gate * d->out : NULL;
-                sparse_product(&onto_out, 1, bias, r->lanes, out + gate * out_part);
-            }
-        }
-        sparse_cell(r, t);
-        put_out(r->h + (t + 1) * state, r->size, r->lanes, r->batch, &r->out_h, t);
+        if (t % together == 0) take_inputs(r, t, at_most_steps(r->steps - t, together));
+        sparse_step(r, t);
     }
 }
 
-/* One step back, whose gradients of sums are the arrays' `kept`th. */
+/* One step back, whose gradients of sums are the arrays' `kept`th; but for that of its input. */
 static void sparse_step_back(const SparseRecurrence *r, int64_t t, int64_t kept)
 {
-    const int64_t state = r->size * r->lanes;
-    const Sparse ih = back(r->ih), hh = back(r->hh);
+    const int64_t state = r->size * r->lanes, z = r->rows * r->lanes;
     float *d_gate = r->d_gate + kept * r->d_gate_step;
     if (r->grad_h.at) take_in(&r->grad_h, t, r->batch, r->size, r->lanes, r->d_h, 1);
     if (r->grad_c.at) take_in(&r->grad_c, t, r->batch, r->size, r->lanes, r->d_c, 1);
@@ -238,27 +277,37 @@ static void sparse_step_back(const SparseRecurrence *r, int64_t t, int64_t kept)
         const SparseDense *d = &r->dense[layer];
         const int last = layer + 1 == r->depth;
         const int64_t part = d->width * r->lanes, out_part = d->out * r->lanes;
-        const int64_t step = layer ? 4 * part : r->rows * r->lanes;
+        const int64_t step = layer ? 4 * part : z;
         const float *from = last ? d_gate : r->dense[layer + 1].d_pre + kept * 4 * out_part;
         const float *pre = d->pre + t * step;
         float *d_pre = d->d_pre + kept * step;
         if (d->d_bias) add_to(d->bias_sums, from, 4 * out_part);
         for (int gate = 0; gate < 4; gate++) {
-            const Sparse map = back(&d->maps[gate]);
-            const Term onto_pre = {&map, from + gate * out_part};
-            sparse_product(&onto_pre, 1, NULL, r->lanes, d_pre + gate * part);
+            const SparseProduct onto_pre = {back(&d->maps[gate]), NULL, 0};
+            multiply_step(&onto_pre, r->lanes, from + gate * out_part, d_pre + gate * part);
         }
 #define CALL(kind) deactivate(kind, 4 * part, pre, d->mask, d_pre)
         EACH_KIND(r->activation, CALL)
 #undef CALL
     }
-    const float *d_z = r->d_z + kept * r->rows * r->lanes;
-    const Term onto_h = {&hh, d_z}, onto_x = {&ih, d_z};
-    if (r->d_bias) add_to(r->bias_sums, d_z, r->rows * r->lanes);
-    sparse_product(&onto_h, 1, NULL, r->lanes, r->d_h);
-    if (!r->d_x) return;
-    sparse_product(&onto_x, 1, NULL, r->lanes, r->d_x);
-    put_out(r->d_x, r->inputs, r->lanes, r->batch, &r->d_in, t);
+    const SparseProduct onto_h = {back(r->hh), NULL, 0};
+    if (r->d_bias) add_to(r->bias_sums, r->d_z + kept * z, z);
+    multiply_step(&onto_h, r->lanes, r->d_z + kept * z, r->d_h);
+}
+
+/* The gradients of the input of `steps` steps from t on, those of whose sums are kept. */
+static void put_inputs_back(const SparseRecurrence *r, int64_t t, int64_t steps)
+{
+    const SparseProduct onto_x = {back(r->ih), NULL, 0};
+    const int64_t x_step = r->inputs * r->lanes, z_step = r->rows * r->lanes;
+    const int64_t together = NAME(steps_together)(r->lanes);
+    for (int64_t first = 0; first < steps; first += together) {
+        const int64_t count = at_most_steps(steps - first, together);
+        const float *d_z = r->d_z + first * z_step;
+        multiply_steps(&onto_x, count, r->lanes, d_z, z_step, r->d_x, x_step);
+        for (int64_t i = 0; i < count; i++)
+            put_out(r->d_x + i * x_step, r->inputs, r->lanes, r->batch, &r->d_in, t + first + i);
+    }
 }
 
 typedef float vf4 __attribute__((vector_size(16)));
@@ -359,6 +408,7 @@ void NAME(backward_sparse)(const SparseRecurrence *r)
     for (int64_t end = r->steps; end > 0; end -= r->block) {
         const int64_t first = end > r->block ? end - r->block : 0;
         for (int64_t t = end - 1; t >= first; t--) sparse_step_back(r, t, t - first);
+        if (r->d_x) put_inputs_back(r, first, end - first);
         sample_weights(r, first, end - first);
     }
 
