@@ -29,6 +29,27 @@ def test_an_utterance_reads_the_same_alone_and_in_a_batch(task):
         torch.testing.assert_close(alone[0], scores[row, : steps[row]], rtol=1e-4, atol=1e-5)
 
 
+def test_a_batch_has_the_gradients_of_its_utterances(task):
+    torch.manual_seed(0)
+    front = task.build(SMALL).front
+    batch = next(iter(task.batches(Training(batch_size=4), 0, 0)))
+    slopes = torch.randn(front(batch.features, batch.lengths)[0].shape)
+
+    def gradients(features, lengths, slopes):
+        channels, _ = front(features, lengths)
+        return torch.autograd.grad((channels * slopes).sum(), list(front.parameters()))
+
+    whole = gradients(batch.features, batch.lengths, slopes)
+    alone = [
+        gradients(
+            batch.features[row : row + 1, :frames], None, slopes[row : row + 1, : -(-frames // 4)]
+        )
+        for row, frames in enumerate(batch.lengths.tolist())
+    ]
+    for together, *each in zip(whole, *alone, strict=True):
+        torch.testing.assert_close(together, sum(each), rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("norm", ["layer", "batch", "none"])
 @pytest.mark.parametrize("merge", ["concat", "sum"])
 @pytest.mark.parametrize("bidirectional", [True, False])

@@ -64,9 +64,11 @@ class Padded:
         # Unlike indexing, these have gradients without zeros to be filled and added.
         if self.directions == 1:
             return self.zeroed(hs.squeeze(0))
-        forward, backward = hs.unbind(0)
-        again = _permuted(backward.flatten(0, 1), self.reverse.flatten()).view_as(forward)
-        return self.zeroed(torch.cat([forward, again], 2))
+        forward, backward = (one.flatten(0, 1) for one in hs.unbind(0))
+        rows = torch.cat([forward, _permuted(backward, self.reverse.flatten())], 1)
+        if self.padding is not None:
+            rows.index_fill_(0, self._padded_rows, 0)
+        return rows.view(*hs.shape[1:3], -1)
 
     def last(self, hs: Float[Tensor, "dir time batch width"]) -> Float[Tensor, "dir batch width"]:
         """Return what each direction held at its last step that is no padding."""

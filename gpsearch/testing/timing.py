@@ -15,6 +15,8 @@ from gpsearch.testing.checks import CheckFailed, check
 _LONGEST_S = 2.0
 _WIDEST = 0.1
 """An interval that is wider tells nothing about 1."""
+_APART = 1.25
+"""So many times a short call lasts a long one at the least; what lies closer is noise."""
 
 
 @check("latency_s", tries=3)
@@ -74,7 +76,7 @@ def the_schedule_is_kept(bench: Bench) -> None:
     bench.profiler.run(handles, [0, 1])
     seconds = bench.profiler.run(handles, schedule * 10)
     best = [min(seconds[i :: len(schedule)]) for i in range(len(schedule))]
-    middle_s = (min(best) * max(best)) ** 0.5
+    middle_s = max((min(best) * max(best)) ** 0.5, _APART * min(best))
     strays = sum((s > middle_s) != bool(i) for i, s in zip(schedule, best, strict=True))
     if strays > len(schedule) // 4:  # on a busy machine one may be interrupted every time
         raise CheckFailed(f"{strays} of {len(schedule)} times are not those of the handle due")
