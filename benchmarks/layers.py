@@ -57,8 +57,8 @@ def forward_by(kernel: Any, layer: HLSTM) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         zeros = x.new_zeros(1, x.shape[1], layer.hidden_size)
-        output: Tensor = kernel([x], zeros, zeros, [layer._gates("_l0", x.shape[1])])[0][0]
-        return output
+        outputs: Tensor = kernel([x], zeros, zeros, [layer._gates("_l0", x.shape[1])])[0]
+        return outputs.squeeze(0)  # as the layer: the gradient of [0] is filled up with zeros
 
     return forward
 

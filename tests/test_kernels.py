@@ -265,6 +265,7 @@ def test_autocast_leaves_single_precision(run: Any) -> None:
 @each_run
 @pytest.mark.parametrize("scale", [1e4, 1e30])
 def test_saturated_gates_stay_finite(run: Any, scale: float) -> None:
+    torch.manual_seed(0)  # of other numbers, a sum may happen to lie within rounding of 0
     example = layer(dtype=torch.float32)
     for x in example[0]:
         x.detach().mul_(scale)

@@ -9,7 +9,9 @@ after the loop. At small sizes a step costs what the number of its operations co
 - tanh(x) is 2 sigmoid(2x) - 1, many times faster in torch on a CPU. The factor inside sits in the
   rows of g and in a doubled cell state; `lerp(-1, 1, s)` is 2s - 1 in one operation;
 - weights are turned once before the forward loop: MKL takes up to twice as long where the right
-  factor of a product of few rows lies transposed.
+  factor of a product of few rows lies transposed;
+- inside the gates a bias is the weight of one more unit, whose output is 1: with its gradient, it
+  costs no pass of its own.
 """
 
 from __future__ import annotations
@@ -39,12 +41,15 @@ _ACTIVATE: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "gelu": lambda pre, out: out.copy_(F.gelu(pre)),  # gelu's own out= errs on strided views
 }
 
-_SLOPE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "relu": lambda one, pre: _aten.threshold_backward(one, pre, 0),
-    "leaky_relu": lambda one, pre: _aten.leaky_relu_backward(one, pre, 0.01, False),
-    "tanh": lambda one, pre: _aten.tanh_backward(one, torch.tanh(pre)),
-    "gelu": lambda one, pre: _aten.gelu_backward(one, pre),
+_DEACTIVATE: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
+    "relu": lambda d, pre, out: _aten.threshold_backward.grad_input(d, pre, 0, grad_input=out),
+    "leaky_relu": lambda d, pre, out: _aten.leaky_relu_backward.grad_input(
+        d, pre, 0.01, False, grad_input=out
+    ),
+    "tanh": lambda d, pre, out: _aten.tanh_backward.grad_input(d, torch.tanh(pre), grad_input=out),
+    "gelu": lambda d, pre, out: out.copy_(_aten.gelu_backward(d, pre)),
 }
+"""From the gradient of an activation's output, and its input, the gradient of that."""
 
 
 def fused(
@@ -95,7 +100,8 @@ class _Trace(NamedTuple):
     """What the forward loop leaves behind; ``gate`` holds i, f, g, o after sigmoid and tanh.
 
     ``z`` (one for each direction) and ``pre`` are the sums before the activation, of the first
-    and the further hidden layers; ``post`` is what all of them put out.
+    and the further hidden layers; ``post`` is what all of them put out and, where what follows has
+    biases, 1.
     """
 
     h: Float[Tensor, "dir time+1 batch hidden"]
@@ -104,7 +110,7 @@ class _Trace(NamedTuple):
     gate: Float[Tensor, "time 4 dir batch hidden"]
     z: Sequence[Float[Tensor, "time batch rows"]]
     pre: Sequence[Float[Tensor, "time 4 dir batch width"]]
-    post: Sequence[Float[Tensor, "4 dir time batch width"]]
+    post: Sequence[Float[Tensor, "4 dir time batch width_1"]]
 
     def tensors(self) -> tuple[Tensor, ...]:
         return *self[:4], *self.z, *self.pre, *self.post
@@ -124,6 +130,7 @@ class _Forward:
     ) -> None:
         (steps, batch), (dirs, _, size) = xs[0].shape[:2], h0.shape
         widths = [d.weight.shape[2] for d in gates[0].dense]
+        self.weights = _weights_and_biases(gates)
         new = h0.new_empty
         self.trace = _Trace(
             new(dirs, steps + 1, batch, size),
@@ -132,8 +139,12 @@ class _Forward:
             new(steps, 4, dirs, batch, size),
             [_rows_product(x, g.ih, g.bias) for x, g in zip(xs, gates, strict=True)],
             [new(steps, 4, dirs, batch, width) for width in widths[1:]],
-            [new(4, dirs, steps, batch, width) for width in widths],
+            [new(4, dirs, steps, batch, weight.shape[2]) for weight in self.weights],
         )
+        self.post = []
+        for post, width in zip(self.trace.post, widths, strict=True):
+            post[..., width:] = 1
+            self.post.append(post[..., :width])
         self.trace.h[:, 0], self.trace.c[0] = h0, c0 * 2
         self.minus, self.plus = torch.full_like(h0, -1.0), torch.ones_like(h0)
         self.activate = _ACTIVATE[gates[0].activation]
@@ -148,7 +159,7 @@ class _Forward:
         self.first: list[tuple[Any, ...]] = []
         self.direct: list[tuple[Any, Any]] = []
         for d, (g, z) in enumerate(zip(gates, self.trace.z, strict=True)):
-            hh, h, post = g.hh, self.trace.h[d].unbind(0), self.trace.post[0][:, d].unbind(1)
+            hh, h, post = g.hh, self.trace.h[d].unbind(0), self.post[0][:, d].unbind(1)
             if g.direct:
                 of_g = slice(first + 2 * size, first + 3 * size)
                 hh = hh.clone()
@@ -161,15 +172,13 @@ class _Forward:
 
     def _view_layers(self, gates: Sequence[Gates]) -> None:
         """Per hidden layer: the product onto the next layer, or onto the gates."""
-        weights, biases = _stacked_weights(gates), _stacked_biases(gates)
-        of_g = slice(2 * len(gates), 3 * len(gates))
-        weights[-1][of_g] *= 2
-        if biases[-1] is not None:
-            biases[-1][of_g] *= 2
+        self.weights[-1][2 * len(gates) : 3 * len(gates)] *= 2
         outs = [out.flatten(1, 2).unbind(0) for out in (*self.trace.pre, self.trace.gate)]
-        self.post = [post.unbind(2) for post in self.trace.post]
-        self.rows = [post.flatten(0, 1).unbind(1) for post in self.trace.post]
-        self.layers = list(zip(biases, (w.mT.contiguous() for w in weights), outs, strict=True))
+        rows = [post.flatten(0, 1).unbind(1) for post in self.trace.post]
+        turned = [weight.mT.contiguous() for weight in self.weights]
+        self.layers = list(zip(rows, turned, outs, strict=True))
+        self.units = [post.flatten(0, 1).unbind(1) for post in self.post]
+        self.masked = [post.unbind(2) for post in self.post] if self.masks else []
 
     def _view_cell(self) -> None:
         trace = self.trace
@@ -189,15 +198,12 @@ class _Forward:
         for z, h, hh, hidden, post in self.first:
             z[t].addmm_(h[t], hh)
             self.activate(hidden[t], post[t])
-        for j, (bias, weight, out) in enumerate(self.layers):
+        for j, (rows, weight, out) in enumerate(self.layers):
             if j:
-                self.activate(self.layers[j - 1][2][t], self.rows[j][t])
+                self.activate(self.layers[j - 1][2][t], self.units[j][t])
             if self.masks:
-                self.post[j][t].mul_(self.masks[j])
-            if bias is None:
-                torch.bmm(self.rows[j][t], weight, out=out[t])
-            else:
-                torch.baddbmm(bias, self.rows[j][t], weight, out=out[t])
+                self.masked[j][t].mul_(self.masks[j])
+            torch.bmm(rows[t], weight, out=out[t])
         for sums, flat in self.direct:
             sums[t].add_(flat[t])
 
@@ -243,42 +249,39 @@ class _Backward:
         d_ifg, d_o = self.d_gate[:3].unbind(2), self.d_gate[3].unbind(1)
         f = trace.gate[:, 1].unbind(0)
         self.cell = list(zip(self.c_slope.unbind(0), d_ifg, d_o, f, strict=True))
+        self.block = max(1, _CACHED // max(1, trace.gate[0].numel()))
+        of_time = (
+            *trace.gate.unbind(1), trace.c[:-1], trace.tanh_c,
+            *self.d_gate.transpose(1, 2).unbind(0), self.c_slope,
+        )  # fmt: skip
+        self.blocks = list(zip(*(torch.split(one, self.block) for one in of_time), strict=True))
 
-    def _prepare(self, steps: slice) -> None:
+    def _prepare(self, block: int) -> None:
         """Fill d_gate with what dh (for o) and dc (for the others) will be multiplied with."""
-        trace = self.trace
-        (i, f, g, o), c = trace.gate[steps].unbind(1), trace.c[:-1][steps]
-        d_i, d_f, d_g, d_o = self.d_gate[:, :, steps].transpose(1, 2).unbind(0)
-        tanh_c = trace.tanh_c[steps]
+        i, f, g, o, c, tanh_c, d_i, d_f, d_g, d_o, c_slope = self.blocks[block]
         _aten.sigmoid_backward.grad_input(g, i, grad_input=d_i)
         _aten.sigmoid_backward.grad_input(c, f, grad_input=d_f)
         _aten.tanh_backward.grad_input(i, g, grad_input=d_g)
         _aten.sigmoid_backward.grad_input(tanh_c, o, grad_input=d_o)
-        _aten.tanh_backward.grad_input(o, tanh_c, grad_input=self.c_slope[steps])
+        _aten.tanh_backward.grad_input(o, tanh_c, grad_input=c_slope)
 
     def _view_layers(self) -> None:
-        gates, trace = self.gates, self.trace
-        slope, one = _SLOPE[gates[0].activation], self.dh.new_ones(())
+        gates, trace, (dirs, batch) = self.gates, self.trace, self.dh.shape[:2]
+        self.deactivate = _DEACTIVATE[gates[0].activation]
+        self.masks = [torch.stack(m, 1) for m in zip(*(g.masks for g in gates), strict=True)]
         self.weights = _stacked_weights(gates)
         self.d_pre = [torch.empty_like(pre) for pre in trace.pre]
         self.d_rows = [d.flatten(1, 2).unbind(0) for d in self.d_pre]
         self.d_rows.append(self.d_gate.flatten(0, 1).unbind(1))
-        self.slopes = []
-        for j, pre in enumerate(trace.pre, 1):
-            slopes = slope(one.expand_as(pre), pre)
-            if gates[0].masks:
-                slopes.mul_(torch.stack([g.masks[j] for g in gates], 1))
-            self.slopes.append(slopes.flatten(1, 2).unbind(0))
-        batch = self.dh.shape[1]
-        self.d_first = self.dh.new_empty(4, len(gates), batch, self.weights[0].shape[2])
+        self.pre = [pre.flatten(1, 2).unbind(0) for pre in trace.pre]
+        self.d_post = [
+            self.dh.new_empty(4 * dirs, batch, weight.shape[2]) for weight in self.weights
+        ]
         self.directions = []
         for d, g in enumerate(gates):
-            pre, dz = (_by_gate(z[d][..., : g.first]) for z in (trace.z, self.dz))
-            slopes = slope(one.expand_as(pre), pre)
-            if g.masks:
-                slopes.mul_(g.masks[0].unsqueeze(1))
-            views = slopes.unbind(1), dz.unbind(1), self.dz[d].unbind(0)
-            self.directions.append((self.d_first[:, d], *views, g.hh, self.dh[d]))
+            pre, d_hidden = (_by_gate(z[d][..., : g.first]).unbind(1) for z in (trace.z, self.dz))
+            d_post = self.d_post[0].view(4, dirs, batch, -1)[:, d]
+            self.directions.append((d_post, pre, d_hidden, self.dz[d].unbind(0), g.hh, self.dh[d]))
         of_gates = [self.d_gate[:, d].unbind(1) for d in range(len(self.d_flat))]
         self.direct = [(flat.unbind(1), d) for flat, d in zip(self.d_flat, of_gates, strict=True)]
 
@@ -286,10 +289,9 @@ class _Backward:
         """Go back through all steps and return the gradients of the initial h and c."""
         if self.grad_hs is not None:
             self.dh.copy_(self.grad_hs[-1])
-        block = max(1, _CACHED // max(1, self.trace.gate[0].numel()))
         for t in range(self.steps - 1, -1, -1):
-            if (t + 1) % block == 0 or t == self.steps - 1:
-                self._prepare(slice(t // block * block, t + 1))
+            if (t + 1) % self.block == 0 or t == self.steps - 1:
+                self._prepare(t // self.block)
             self._cell(t)
             self._gates(t)
         return self.dh, self.dc
@@ -304,15 +306,17 @@ class _Backward:
         self.dc.mul_(f)
 
     def _gates(self, t: int) -> None:
-        for j in range(len(self.d_pre), 0, -1):
-            torch.bmm(self.d_rows[j][t], self.weights[j], out=self.d_rows[j - 1][t])
-            self.d_rows[j - 1][t].mul_(self.slopes[j - 1][t])
-        torch.bmm(self.d_rows[0][t], self.weights[0], out=self.d_first.flatten(0, 1))
+        for j in range(len(self.d_pre), -1, -1):
+            torch.bmm(self.d_rows[j][t], self.weights[j], out=self.d_post[j])
+            if self.masks:
+                self.d_post[j].mul_(self.masks[j].flatten(0, 1))
+            if j:
+                self.deactivate(self.d_post[j], self.pre[j - 1][t], self.d_rows[j - 1][t])
         for flat, of_gates in self.direct:
             flat[t].copy_(of_gates[t])
         above = None if self.grad_hs is None or t == 0 else self.grad_hs[t - 1]
-        for d, (d_post, slope, d_hidden, dz, hh, dh) in enumerate(self.directions):
-            torch.mul(d_post, slope[t], out=d_hidden[t])
+        for d, (d_post, pre, d_hidden, dz, hh, dh) in enumerate(self.directions):
+            self.deactivate(d_post, pre[t], d_hidden[t])
             if above is None:
                 torch.mm(dz[t], hh, out=dh)
             else:
@@ -334,8 +338,10 @@ class _Backward:
         outs = [d_pre[:, :, d].transpose(0, 1) for d_pre in self.d_pre]
         outs.append(self.d_gate[:, d])
         for dense, out, post in zip(gates.dense, outs, trace.post, strict=True):
-            grads.append(torch.bmm(out.flatten(1, 2).mT, post[:, d].flatten(1, 2)))
-            grads.append(None if dense.bias is None else out.sum((1, 2)))
+            both = torch.bmm(out.flatten(1, 2).mT, post[:, d].flatten(1, 2))
+            width = dense.weight.shape[2]
+            grads.append(both[..., :width].contiguous())
+            grads.append(None if dense.bias is None else both[..., width].contiguous())
         return grads
 
 
@@ -353,8 +359,12 @@ def _stacked_weights(gates: Sequence[Gates]) -> list[Tensor]:
     return [torch.stack([d.weight for d in layer], 1).flatten(0, 1) for layer in layers]
 
 
-def _stacked_biases(gates: Sequence[Gates]) -> list[Tensor | None]:
-    """Return each dense layer's biases of all gates and directions: [4 * dir, 1, out]."""
-    layers = [[d.bias for d in layer] for layer in zip(*(g.dense for g in gates), strict=True)]
-    given = [[bias for bias in layer if bias is not None] for layer in layers]
-    return [torch.stack(b, 1).flatten(0, 1).unsqueeze(1) if b else None for b in given]
+def _weights_and_biases(gates: Sequence[Gates]) -> list[Tensor]:
+    """Return the same with the biases as one more column, where there are any."""
+    both = []
+    for j, weights in enumerate(_stacked_weights(gates)):
+        biases = [g.dense[j].bias for g in gates]
+        given = [bias for bias in biases if bias is not None]
+        column = [torch.stack(given, 1).flatten(0, 1).unsqueeze(2)] if given else []
+        both.append(torch.cat([weights, *column], 2))
+    return both
