@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 _GROUP = 4
-"""Weights of a row that go side by side through a product; the same as in sparse.h."""
+"""Weights of a row that go side by side through a product; the same as in sparse_product.h."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 #include "simd.h"
 #include "product.h"
 #include "training.h"
+#include "sparse_product.h"
 #include "sparse.h"
 #include "pack.h"
 #include "matrix.h"
