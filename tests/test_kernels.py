@@ -418,7 +418,7 @@ def test_a_batch_that_leaves_most_lanes_idle_takes_narrower_vectors_or_none(
 ) -> None:
     kernels = native(instruction_set)
     assert kernels is not None
-    few, many = patterns(0.05), patterns(0.2)
+    few, many = patterns(0.05), patterns(0.3)
     vector = kernels.lanes(1)
     for batch in (vector // 2 + 1, vector, vector + 1):  # of two vectors the second may idle
         assert kernels_for_sparse(kernels, batch, [many]) is kernels

@@ -5,7 +5,8 @@ in place while its data is in cache, and all gradients of weights and inputs are
 after the loop. At small sizes a step costs what the number of its operations costs; hence
 
 - the rows of hidden and direct path are one product, and the gates of all directions one batch;
-- what a gate's derivative needs is prepared for many steps at once: a step only multiplies;
+- what the derivatives of sigmoid and tanh need is prepared for many steps at once: a step only
+  multiplies;
 - tanh(x) is 2 sigmoid(2x) - 1, many times faster in torch on a CPU. The factor inside sits in the
   rows of g and in a doubled cell state; `lerp(-1, 1, s)` is 2s - 1 in one operation;
 - weights are turned once before the forward loop: MKL takes up to twice as long where the right
@@ -110,7 +111,7 @@ class _Trace(NamedTuple):
     gate: Float[Tensor, "time 4 dir batch hidden"]
     z: Sequence[Float[Tensor, "time batch rows"]]
     pre: Sequence[Float[Tensor, "time 4 dir batch width"]]
-    post: Sequence[Float[Tensor, "4 dir time batch width_1"]]
+    post: Sequence[Float[Tensor, "4 dir time batch _units_and_one"]]
 
     def tensors(self) -> tuple[Tensor, ...]:
         return *self[:4], *self.z, *self.pre, *self.post
@@ -141,10 +142,9 @@ class _Forward:
             [new(steps, 4, dirs, batch, width) for width in widths[1:]],
             [new(4, dirs, steps, batch, weight.shape[2]) for weight in self.weights],
         )
-        self.post = []
         for post, width in zip(self.trace.post, widths, strict=True):
             post[..., width:] = 1
-            self.post.append(post[..., :width])
+        self.units = [post[..., :m] for post, m in zip(self.trace.post, widths, strict=True)]
         self.trace.h[:, 0], self.trace.c[0] = h0, c0 * 2
         self.minus, self.plus = torch.full_like(h0, -1.0), torch.ones_like(h0)
         self.activate = _ACTIVATE[gates[0].activation]
@@ -159,7 +159,7 @@ class _Forward:
         self.first: list[tuple[Any, ...]] = []
         self.direct: list[tuple[Any, Any]] = []
         for d, (g, z) in enumerate(zip(gates, self.trace.z, strict=True)):
-            hh, h, post = g.hh, self.trace.h[d].unbind(0), self.post[0][:, d].unbind(1)
+            hh, h, post = g.hh, self.trace.h[d].unbind(0), self.units[0][:, d].unbind(1)
             if g.direct:
                 of_g = slice(first + 2 * size, first + 3 * size)
                 hh = hh.clone()
@@ -177,8 +177,8 @@ class _Forward:
         rows = [post.flatten(0, 1).unbind(1) for post in self.trace.post]
         turned = [weight.mT.contiguous() for weight in self.weights]
         self.layers = list(zip(rows, turned, outs, strict=True))
-        self.units = [post.flatten(0, 1).unbind(1) for post in self.post]
-        self.masked = [post.unbind(2) for post in self.post] if self.masks else []
+        self.put_out = [units.flatten(0, 1).unbind(1) for units in self.units]
+        self.masked = [units.unbind(2) for units in self.units] if self.masks else []
 
     def _view_cell(self) -> None:
         trace = self.trace
@@ -200,7 +200,7 @@ class _Forward:
             self.activate(hidden[t], post[t])
         for j, (rows, weight, out) in enumerate(self.layers):
             if j:
-                self.activate(self.layers[j - 1][2][t], self.units[j][t])
+                self.activate(self.layers[j - 1][2][t], self.put_out[j][t])
             if self.masks:
                 self.masked[j][t].mul_(self.masks[j])
             torch.bmm(rows[t], weight, out=out[t])
@@ -268,7 +268,8 @@ class _Backward:
     def _view_layers(self) -> None:
         gates, trace, (dirs, batch) = self.gates, self.trace, self.dh.shape[:2]
         self.deactivate = _DEACTIVATE[gates[0].activation]
-        self.masks = [torch.stack(m, 1) for m in zip(*(g.masks for g in gates), strict=True)]
+        masks = zip(*(g.masks for g in gates), strict=True)
+        self.masks = [torch.stack(of_layer, 1).flatten(0, 1) for of_layer in masks]
         self.weights = _stacked_weights(gates)
         self.d_pre = [torch.empty_like(pre) for pre in trace.pre]
         self.d_rows = [d.flatten(1, 2).unbind(0) for d in self.d_pre]
@@ -309,7 +310,7 @@ class _Backward:
         for j in range(len(self.d_pre), -1, -1):
             torch.bmm(self.d_rows[j][t], self.weights[j], out=self.d_post[j])
             if self.masks:
-                self.d_post[j].mul_(self.masks[j].flatten(0, 1))
+                self.d_post[j].mul_(self.masks[j])
             if j:
                 self.deactivate(self.d_post[j], self.pre[j - 1][t], self.d_rows[j - 1][t])
         for flat, of_gates in self.direct:
@@ -360,7 +361,7 @@ def _stacked_weights(gates: Sequence[Gates]) -> list[Tensor]:
 
 
 def _weights_and_biases(gates: Sequence[Gates]) -> list[Tensor]:
-    """Return the same with the biases as one more column, where there are any."""
+    """Return these with the biases, if any, as a last column: [4 * dir, out, in or in + 1]."""
     both = []
     for j, weights in enumerate(_stacked_weights(gates)):
         biases = [g.dense[j].bias for g in gates]

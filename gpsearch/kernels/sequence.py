@@ -61,13 +61,13 @@ class Padded:
         self, hs: Float[Tensor, "dir time batch width"]
     ) -> Float[Tensor, "time batch dir*width"]:
         """Put the directions side by side in the order of time, with zeros in the padding."""
-        # Unlike indexing, these have gradients without zeros to be filled and added.
+        # Unlike indexing, squeeze and unbind have gradients without zeros to be filled and added.
         if self.directions == 1:
             return self.zeroed(hs.squeeze(0))
         forward, backward = (one.flatten(0, 1) for one in hs.unbind(0))
         rows = torch.cat([forward, _permuted(backward, self.reverse.flatten())], 1)
         if self.padding is not None:
-            rows.index_fill_(0, self._padded_rows, 0)
+            rows.index_fill_(0, self._padded_rows, 0)  # in place: cat made it, and saves none of it
         return rows.view(*hs.shape[1:3], -1)
 
     def last(self, hs: Float[Tensor, "dir time batch width"]) -> Float[Tensor, "dir batch width"]:

@@ -323,8 +323,8 @@ class _Loop:
         record.d_z, record.d_gate, record.d_gate_step = (
             d_pre[0].data_ptr(), d_gate.data_ptr(), d_gate.stride(0),
         )  # fmt: skip
-        inputs = self.native.steps_together(self.lanes) * self.x.shape[1]
-        once = self._room(1, size, size, inputs, len(gates.ih))
+        d_x = self.native.steps_together(self.lanes) * self.x.shape[1]  # features of all of them
+        once = self._room(1, size, size, d_x, len(gates.ih))
         record.d_h, record.d_c, record.d_x, record.bias_sums = (one.data_ptr() for one in once)
         biases = self._room(1, *(4 * dense.weight.shape[1] for dense in gates.dense))
         for layer, of_layer, bias in zip(self._dense, d_pre, biases, strict=False):

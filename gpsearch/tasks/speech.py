@@ -71,7 +71,7 @@ class FrontEnd(nn.Module):
             if lengths is not None:
                 lengths = (lengths - 1) // convolution.stride[0] + 1
                 _clear_padding(x, lengths)
-            x = F.hardtanh(x, 0, 20)  # DeepSpeech2's clipped ReLU
+            x = F.hardtanh(x, 0, 20)  # DeepSpeech2's clipped ReLU; `_clear_padding` relies on the 0
         return x.permute(0, 2, 1, 3).flatten(2), lengths
 
 
@@ -81,10 +81,15 @@ def _clear_padding(
 ) -> None:
     """Make padding look like the zeros that a convolution sees beyond a lone utterance.
 
-    Autograd need not know: the clipped ReLU that follows has no slope at 0.
+    It is done in place and autograd need not know: a convolution does not save what it puts out,
+    and the clipped ReLU that follows has no slope at 0.
     """
-    for utterance, steps in zip(x, lengths.tolist(), strict=True):
-        utterance[:, steps:] = 0
+    if x.is_cpu and not torch._C._is_tracing():  # a mask would take as long as a convolution
+        for utterance, steps in zip(x, lengths.tolist(), strict=True):
+            utterance[:, steps:] = 0
+    else:
+        padding = torch.arange(x.shape[2], device=x.device) >= lengths[:, None]
+        x.masked_fill_(padding[:, None, :, None], 0)
 
 
 class SpeechModel(nn.Module):

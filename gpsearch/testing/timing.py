@@ -16,7 +16,7 @@ _LONGEST_S = 2.0
 _WIDEST = 0.1
 """An interval that is wider tells nothing about 1."""
 _APART = 1.25
-"""So many times a short call lasts a long one at the least; what lies closer is noise."""
+"""A long call lasts at least so many times a short one; what lies closer is noise."""
 
 
 @check("latency_s", tries=3)

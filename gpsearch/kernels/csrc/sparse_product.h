@@ -68,7 +68,7 @@ enum { MOST_VECTORS = 4 }; /* What a weight is multiplied with at once. */
    fetched once for all of them. */
 int64_t NAME(steps_together)(int64_t lanes)
 {
-    return lanes < MOST_VECTORS * VW ? MOST_VECTORS * VW / lanes : 1;
+    return 0 < lanes && lanes < MOST_VECTORS * VW ? MOST_VECTORS * VW / lanes : 1;
 }
 
 /* sums += row of the map x columns, for `vectors` vectors of lanes. */
@@ -116,13 +116,14 @@ static void multiply_steps(
     for (int64_t first = 0; first < count;) {
         const float *from[MOST_VECTORS];
         float *to[MOST_VECTORS];
-        const int vectors = count - first >= 4 ? 4 : count - first >= 2 ? 2 : 1;
+        const int64_t left = count - first;
+        const int vectors = left >= MOST_VECTORS ? MOST_VECTORS : left >= 2 ? 2 : 1;
         for (int v = 0; v < vectors; v++) {
             const int64_t step = (first + v) * VW / lanes, lane = (first + v) * VW % lanes;
             from[v] = x + step * x_step + lane;
             to[v] = out + step * out_step + lane;
         }
-        if (vectors == 4) multiply_vectors(4, p, lanes, from, to);
+        if (vectors == MOST_VECTORS) multiply_vectors(MOST_VECTORS, p, lanes, from, to);
         else if (vectors == 2) multiply_vectors(2, p, lanes, from, to);
         else multiply_vectors(1, p, lanes, from, to);
         first += vectors;
