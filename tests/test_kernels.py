@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gpsearch.kernels.compiled import compiled
+from gpsearch.kernels.dormant import clear_dormant, prepared
 from gpsearch.kernels.fused import fused
 from gpsearch.kernels.gates import Dense, Gates, flattened
 from gpsearch.kernels.memory import keep_freed_memory
@@ -351,6 +352,56 @@ def test_linear_is_the_affine_map(rows: int, bias: bool) -> None:
 
 def test_memory_is_kept_or_left_alone() -> None:
     assert keep_freed_memory() in (True, False)
+
+
+# Zeros where weights sleep ------------------------------------------------------------------------
+
+
+@given(awake=st.lists(st.booleans(), max_size=70), first=st.integers(0, 3))
+@each_kernels
+def test_what_sleeps_becomes_zero_and_all_else_stays(
+    kernels: Native, awake: list[bool], first: int
+) -> None:
+    mask = torch.tensor([True] * first + awake + [True])
+    before = torch.randn(len(mask))
+    after = before.clone()
+    kernels.clear_dormant(
+        after[first:].data_ptr(), mask[first:].data_ptr(), len(awake)
+    )  # not aligned, and with something behind it
+    assert torch.equal(after, before.where(mask, torch.zeros(())))
+
+
+def test_minus_zero_and_not_a_number_sleep_as_zeros() -> None:
+    weights = torch.tensor([-0.0, torch.nan, torch.inf, 1.0]).repeat(5)
+    mask = torch.zeros(20, dtype=torch.bool)
+    clear_dormant([weights], [prepared(mask, weights)])
+    assert weights.view(torch.int32).tolist() == [0] * 20
+
+
+@pytest.mark.parametrize("threads", [1, 3], indirect=True)
+@pytest.mark.usefixtures("threads")
+def test_dormant_weights_are_cleared_in_every_type_and_layout() -> None:
+    for mask in (torch.rand(7, 9) < 0.5, (torch.rand(9, 7) < 0.5).T):
+        tensors = [torch.randn(7, 9), torch.randn(7, 9).double(), torch.randn(9, 7).T]
+        expected = [tensor * mask for tensor in tensors]
+        clear_dormant(tensors, [prepared(mask, tensor) for tensor in tensors])
+        assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
+
+
+def test_a_network_may_change_its_type_after_its_masks_were_prepared() -> None:
+    mask, weights = torch.tensor([True, False] * 20), torch.ones(40)
+    awake = prepared(mask, weights)
+    doubled = weights.double()
+    clear_dormant([doubled], [awake])
+    assert torch.equal(doubled, mask.double())
+
+
+def test_a_mask_that_is_prepared_no_longer_follows_its_original() -> None:
+    mask, weights = torch.ones(4, dtype=torch.bool), torch.ones(4)
+    awake = prepared(mask, weights)
+    mask.zero_()
+    clear_dormant([weights], [awake])
+    assert weights.tolist() == [1, 1, 1, 1]
 
 
 # Padded batches -------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ _ARGUMENTS = {
     "steps_together": "i",
     "forward_sparse": "p",
     "backward_sparse": "p",
+    "clear_dormant": "ppi",
     "pack_matrix": "iipiip",
     "multiply_matrix": "ppp",
     "decode_stride": "i",

@@ -5,6 +5,7 @@
 #include "training.h"
 #include "sparse_product.h"
 #include "sparse.h"
+#include "dormant.h"
 #include "pack.h"
 #include "matrix.h"
 #include "decode.h"
