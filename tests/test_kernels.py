@@ -371,10 +371,11 @@ def test_what_sleeps_becomes_zero_and_all_else_stays(
     assert torch.equal(after, before.where(mask, torch.zeros(())))
 
 
-def test_minus_zero_and_not_a_number_sleep_as_zeros() -> None:
+@each_kernels
+def test_minus_zero_and_not_a_number_sleep_as_zeros(kernels: Native) -> None:
     weights = torch.tensor([-0.0, torch.nan, torch.inf, 1.0]).repeat(5)
     mask = torch.zeros(20, dtype=torch.bool)
-    clear_dormant([weights], [prepared(mask, weights)])
+    kernels.clear_dormant(weights.data_ptr(), mask.data_ptr(), 20)
     assert weights.view(torch.int32).tolist() == [0] * 20
 
 
