@@ -296,7 +296,8 @@ class GrowPrune:
         return mask_grad
 
     def _after_step(self, *_: Any) -> None:
-        clear_dormant([self._held[name] for name in self._awake], [*self._awake.values()])
+        with torch.no_grad():
+            clear_dormant([self._held[name] for name in self._awake], [*self._awake.values()])
 
 
 def sketch(

@@ -174,6 +174,24 @@ def test_clipping_sees_only_the_awake_weights():
         assert not model.get_parameter(name).grad[~mask].any()
 
 
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
+def test_gradients_that_are_differentiated_again_are_masked_ones():
+    model = a_model()
+    masks = GrowPrune(model, None, GMP(final_density=0.5), 1)
+    masks._prune(0.5)
+    masks.hold()
+    x = torch.randn(5, 6)
+    model(x).square().mean().backward(create_graph=True)
+    slopes = {name: p.grad for name, p in model.named_parameters() if name in masks.masks}
+    awake = sum(slope.sum() for slope in slopes.values())
+    masked = sum((s * masks.masks[name]).sum() for name, s in slopes.items())
+    weights = [model.get_parameter(name) for name in slopes]
+    both = [torch.autograd.grad(one, weights, retain_graph=True) for one in (awake, masked)]
+    for own, wanted in zip(*both, strict=True):
+        torch.testing.assert_close(own, wanted)
+        assert wanted.abs().max() > 0
+
+
 def test_an_average_of_the_weights_is_held_too():
     model = a_model()
     average = torch.optim.swa_utils.AveragedModel(model)  # every weight is still awake

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -235,7 +236,8 @@ def test_a_new_package_passes_the_kit_as_it_is_and_not_when_it_is_spoilt(
 
 def test_a_new_package_passes_its_own_tests(new: Path, tmp_path: Path) -> None:
     there = {"PYTHONPATH": str(new / "site"), "TMPDIR": str(tmp_path)}
-    run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(new / "adding"), **there)
+    out = run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(new / "adding"), **there)
+    assert re.search(r"^[1-9]\d* passed", out, re.MULTILINE)
 
 
 def test_a_search_runs_on_an_installed_task_and_an_installed_profiler(

@@ -71,7 +71,8 @@ def test_the_loop_of_the_readme_learns_and_prunes(capsys: pytest.CaptureFixture[
 def test_the_commands_of_the_readme_are_taken(command: str) -> None:
     group: Any = typer.main.get_command(app)
     _, name, *arguments = shlex.split(command)
-    group.commands[name].make_context(name, arguments)
+    context = group.commands[name].make_context(name, arguments)
+    assert context.args == []  # nothing that the command did not understand
 
 
 def test_the_links_of_the_readme_lead_to_files() -> None:

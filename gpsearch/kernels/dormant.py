@@ -26,7 +26,9 @@ def prepared(mask: Bool[Tensor, "*shape"], like: Tensor) -> Shaped[Tensor, "*sha
 
 
 def clear_dormant(tensors: Sequence[Tensor], awake: Sequence[Shaped[Tensor, "*_shape"]]) -> None:
-    """Set what sleeps to zero, in place.
+    """Set what sleeps to zero, in place; autograd records it where it is at work.
+
+    In C whatever sleeps becomes zero; torch multiplies, and NaN stays NaN.
 
     Args:
         tensors: Weights, gradients or moments.
@@ -45,9 +47,10 @@ def clear_dormant(tensors: Sequence[Tensor], awake: Sequence[Shaped[Tensor, "*_s
         jobs = [(at + a * size, of + a, b - a) for a, b in slices(count, threads)]
         each_in_threads(kernels.clear_dormant, jobs)
     if rest:
-        with torch.no_grad():
-            torch._foreach_mul_(*map(list, zip(*rest, strict=True)))
+        torch._foreach_mul_(*map(list, zip(*rest, strict=True)))
 
 
 def _fits(tensor: Tensor) -> bool:
-    return tensor.is_cpu and tensor.dtype is torch.float32 and tensor.is_contiguous()
+    recorded = tensor.grad_fn is not None  # a gradient that is to be differentiated again
+    plain = tensor.is_cpu and tensor.dtype is torch.float32 and tensor.is_contiguous()
+    return plain and not recorded

@@ -50,7 +50,7 @@ static void take_in(const Outside *o, int64_t t, int64_t batch, int64_t features
 {
     turn(o->at + t * o->step, o->row, batch, features, to, lanes, add);
     for (int64_t k = 0; !add && lanes > batch && k < features; k++)
-        memset(to + k * lanes + batch, 0, (size_t)(lanes - batch) * sizeof(float));
+        clear(to + k * lanes + batch, lanes - batch);
 }
 
 static void put_out(const float *from, int64_t features, int64_t lanes, int64_t batch,
