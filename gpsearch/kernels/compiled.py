@@ -279,18 +279,19 @@ class _Loop:
             return None if sums is None else sums[firsts].sum(0)
 
         d_z, h = self.d_pre[0].flatten(0, 1), self.h[:-1].flatten(0, 1)
-        grads: list[Tensor | None] = [
-            _sum_of_products(native, d_z, x.flatten(0, 1)),
-            _sum_of_products(native, d_z, h),
-            summed(self.d_bias),
-        ]
+        d_ih, d_hh = (one.new_empty(one.shape) for one in (self.gates.ih, self.gates.hh))
+        _put_sum_of_products(native, d_z, x.flatten(0, 1), d_ih)
+        _put_sum_of_products(native, d_z, h, d_hh)
+        grads: list[Tensor | None] = [d_ih, d_hh, summed(self.d_bias)]
         outs = [*self.d_pre[1:], self.d_gate][: len(self.gates.dense)]
-        for d_bias, out, post in zip(self.d_biases, outs, self.post, strict=True):
+        layers = zip(self.gates.dense, self.d_biases, outs, self.post, strict=True)
+        for dense, d_bias, out, post in layers:
+            d_weight = dense.weight.new_empty(dense.weight.shape)
             d_out, read = out.flatten(0, 1), post.flatten(0, 1)
-            pairs = zip(d_out.chunk(4, 1), read.chunk(4, 1), strict=True)
-            grads.append(torch.stack([_sum_of_products(native, *pair) for pair in pairs]))
+            for one in zip(d_out.chunk(4, 1), read.chunk(4, 1), d_weight, strict=True):
+                _put_sum_of_products(native, *one)
             d_bias = summed(d_bias)
-            grads.append(None if d_bias is None else d_bias.view(4, -1))
+            grads += [d_weight, None if d_bias is None else d_bias.view(4, -1)]
         return grads
 
 
@@ -311,15 +312,18 @@ def _packed(native: Native, weights: Float[Tensor, "n out in"], *, flip: bool) -
     return packed
 
 
-def _sum_of_products(
-    native: Native, left: Float[Tensor, "n rows"], right: Float[Tensor, "n columns"]
-) -> Float[Tensor, "rows columns"]:
-    """Return left.T @ right: by torch, or in C by rows of the result in each thread."""
+def _put_sum_of_products(
+    native: Native,
+    left: Float[Tensor, "n rows"],
+    right: Float[Tensor, "n columns"],
+    out: Float[Tensor, "rows columns"],
+) -> None:
+    """Fill ``out`` with left.T @ right: by torch, or in C by rows of it in each thread."""
     if torch_is_fast():
-        return left.mT @ right
+        torch.mm(left.mT, right, out=out)
+        return
     right = right if right.stride(1) == 1 else right.contiguous()
     (n, rows), columns = left.shape, right.shape[1]
-    out = left.new_empty(rows, columns)
     room = native.outer_room(columns)
 
     def part(first: int, last: int) -> None:
@@ -330,7 +334,6 @@ def _sum_of_products(
         )  # fmt: skip
 
     each_in_threads(part, slices(rows, torch.get_num_threads()))
-    return out
 
 
 def _part(tensor: Tensor | None, direction: int) -> Tensor | None:

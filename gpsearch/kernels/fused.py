@@ -1,12 +1,13 @@
 """The recurrence as one autograd node with a hand-written backward, in pure torch.
 
 Against autograd's own way through the written-out loop: buffers are allocated once, a step works
-in place while its data is in cache, and all gradients of weights and inputs are large products
-after the loop. At small sizes a step costs what the number of its operations costs; hence
+in place while its data is in cache, and all gradients of weights and inputs are large products,
+of many steps or of all. At small sizes a step costs what the number of its operations costs; hence
 
 - the rows of hidden and direct path are one product, and the gates of all directions one batch;
-- what the derivatives of sigmoid and tanh need is prepared for many steps at once: a step only
-  multiplies;
+- what the derivatives of sigmoid and tanh need is prepared for a block of steps at once: a step
+  only multiplies. The gates' gradients of a block, the largest array of all, are in cache when the
+  block's share of the weights' gradients is taken from them, and make room for the next;
 - tanh(x) is 2 sigmoid(2x) - 1, many times faster in torch on a CPU. The factor inside sits in the
   rows of g and in a doubled cell state; `lerp(-1, 1, s)` is 2s - 1 in one operation;
 - weights are turned once before the forward loop: MKL takes up to twice as long where the right
@@ -28,12 +29,13 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
 from gpsearch.kernels.gates import Gates, flattened, restored
-from gpsearch.kernels.products import linear, sums_of_products
+from gpsearch.kernels.products import linear, room_like, sums_of_products
 
 _aten = torch.ops.aten
 
-_CACHED = 2**16
-"""Numbers prepared at a time in the backward loop, to be still in cache when a step reads them."""
+_ROWS = 256
+"""Time steps times sequences that go backward together on a CPU: as few as products over them are
+still fast with."""
 
 _ACTIVATE: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "relu": lambda pre, out: torch.clamp_min(pre, 0, out=out),
@@ -90,7 +92,10 @@ class _Fused(torch.autograd.Function):
         trace = _Trace.of(saved[count:], dirs, depth)
         loop = _Backward(restored(activation, masks, saved[:count]), trace, *grads)
         d_h0, d_c0 = loop.run()
-        d_weights = [d for k, x in enumerate(xs) for d in loop.weight_gradients(k, x)]
+        d_dense = loop.dense_gradients()
+        d_weights = [
+            d for k, x in enumerate(xs) for d in (*loop.first_gradients(k, x), *d_dense[k])
+        ]
         d_xs = [
             loop.input_gradient(k) if ctx.needs_input_grad[4 + k] else None for k in range(dirs)
         ]
@@ -229,41 +234,45 @@ class _Backward:
         grad_cs: Tensor | None,
     ) -> None:
         self.gates, self.trace = gates, trace
-        steps, dirs, batch, size = trace.tanh_c.shape
-        self.steps = steps
+        self.steps, dirs, batch, size = trace.tanh_c.shape
+        on_cpu = trace.h.device.type == "cpu"
+        self.block = min(self.steps, max(1, _ROWS // max(1, batch))) if on_cpu else self.steps
         self.grad_hs = None if grad_hs is None else grad_hs.unbind(1)
         self.grad_cs = None if grad_cs is None else grad_cs.unbind(1)
         self.dh, self.dc = (trace.h.new_zeros(dirs, batch, size) for _ in range(2))
-        self.dz = [torch.empty_like(z) for z in trace.z]
+        self.dz = [room_like(z) for z in trace.z]
         first = gates[0].first
         self.d_flat = [_by_gate(dz[..., first:]) for dz in self.dz] if gates[0].direct else []
+        # Of a block's steps, each gate's together: one product then makes its weights' gradients.
+        widths = [pre.shape[-1] for pre in trace.pre]
+        self.d_outs = [
+            trace.h.new_empty(4, dirs, self.block, batch, width) for width in (*widths, size)
+        ]
+        self.d_dense: list[Tensor] = []
         self._view_cell()
         self._view_layers()
 
     def _view_cell(self) -> None:
-        trace = self.trace
-        steps, *rest = trace.tanh_c.shape
-        # All steps of a gate together: one product then makes the gradient of its weights.
-        self.d_gate = trace.gate.new_empty(4, rest[0], steps, *rest[1:])
-        self.c_slope = torch.empty_like(trace.tanh_c)
-        d_ifg, d_o = self.d_gate[:3].unbind(2), self.d_gate[3].unbind(1)
-        f = trace.gate[:, 1].unbind(0)
-        self.cell = list(zip(self.c_slope.unbind(0), d_ifg, d_o, f, strict=True))
-        self.block = max(1, _CACHED // max(1, trace.gate[0].numel()))
-        of_time = (
-            *trace.gate.unbind(1), trace.c[:-1], trace.tanh_c,
-            *self.d_gate.transpose(1, 2).unbind(0), self.c_slope,
-        )  # fmt: skip
+        trace, d_gate = self.trace, self.d_outs[-1]
+        self.c_slope = trace.h.new_empty(self.block, *self.dc.shape)
+        d_ifg, d_o = d_gate[:3].unbind(2), d_gate[3].unbind(1)
+        self.cell = list(zip(self.c_slope.unbind(0), d_ifg, d_o, strict=True))
+        self.forget = trace.gate[:, 1].unbind(0)
+        of_time = (*trace.gate.unbind(1), trace.c[:-1], trace.tanh_c)
         self.blocks = list(zip(*(torch.split(one, self.block) for one in of_time), strict=True))
 
-    def _prepare(self, block: int) -> None:
+    def _prepare(self, block: int) -> int:
         """Fill d_gate with what dh (for o) and dc (for the others) will be multiplied with."""
-        i, f, g, o, c, tanh_c, d_i, d_f, d_g, d_o, c_slope = self.blocks[block]
+        i, f, g, o, c, tanh_c = self.blocks[block]
+        count = len(c)
+        d_i, d_f, d_g, d_o = self.d_outs[-1].transpose(1, 2)[:, :count].unbind(0)
+        c_slope = self.c_slope[:count]
         _aten.sigmoid_backward.grad_input(g, i, grad_input=d_i)
         _aten.sigmoid_backward.grad_input(c, f, grad_input=d_f)
         _aten.tanh_backward.grad_input(i, g, grad_input=d_g)
         _aten.sigmoid_backward.grad_input(tanh_c, o, grad_input=d_o)
         _aten.tanh_backward.grad_input(o, tanh_c, grad_input=c_slope)
+        return count
 
     def _view_layers(self) -> None:
         gates, trace, (dirs, batch) = self.gates, self.trace, self.dh.shape[:2]
@@ -271,10 +280,9 @@ class _Backward:
         masks = zip(*(g.masks for g in gates), strict=True)
         self.masks = [torch.stack(of_layer, 1).flatten(0, 1) for of_layer in masks]
         self.weights = _stacked_weights(gates)
-        self.d_pre = [torch.empty_like(pre) for pre in trace.pre]
-        self.d_rows = [d.flatten(1, 2).unbind(0) for d in self.d_pre]
-        self.d_rows.append(self.d_gate.flatten(0, 1).unbind(1))
+        self.d_rows = [d.flatten(0, 1).unbind(1) for d in self.d_outs]
         self.pre = [pre.flatten(1, 2).unbind(0) for pre in trace.pre]
+        self.post = [post.flatten(0, 1) for post in trace.post]
         self.d_post = [
             self.dh.new_empty(4 * dirs, batch, weight.shape[2]) for weight in self.weights
         ]
@@ -283,38 +291,39 @@ class _Backward:
             pre, d_hidden = (_by_gate(z[d][..., : g.first]).unbind(1) for z in (trace.z, self.dz))
             d_post = self.d_post[0].view(4, dirs, batch, -1)[:, d]
             self.directions.append((d_post, pre, d_hidden, self.dz[d].unbind(0), g.hh, self.dh[d]))
-        of_gates = [self.d_gate[:, d].unbind(1) for d in range(len(self.d_flat))]
+        of_gates = [self.d_outs[-1][:, d].unbind(1) for d in range(len(self.d_flat))]
         self.direct = [(flat.unbind(1), d) for flat, d in zip(self.d_flat, of_gates, strict=True)]
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Go back through all steps and return the gradients of the initial h and c."""
         if self.grad_hs is not None:
             self.dh.copy_(self.grad_hs[-1])
-        for t in range(self.steps - 1, -1, -1):
-            if (t + 1) % self.block == 0 or t == self.steps - 1:
-                self._prepare(t // self.block)
-            self._cell(t)
-            self._gates(t)
+        for block in range(len(self.blocks) - 1, -1, -1):
+            count, first = self._prepare(block), block * self.block
+            for kept in range(count - 1, -1, -1):
+                self._cell(first + kept, kept)
+                self._gates(first + kept, kept)
+            self._add_products(first, count)
         return self.dh, self.dc
 
-    def _cell(self, t: int) -> None:
-        c_slope, d_ifg, d_o, f = self.cell[t]
+    def _cell(self, t: int, kept: int) -> None:
+        c_slope, d_ifg, d_o = self.cell[kept]
         if self.grad_cs is not None:
             self.dc.add_(self.grad_cs[t])
         self.dc.addcmul_(self.dh, c_slope)
         d_ifg.mul_(self.dc)
         d_o.mul_(self.dh)
-        self.dc.mul_(f)
+        self.dc.mul_(self.forget[t])
 
-    def _gates(self, t: int) -> None:
-        for j in range(len(self.d_pre), -1, -1):
-            torch.bmm(self.d_rows[j][t], self.weights[j], out=self.d_post[j])
+    def _gates(self, t: int, kept: int) -> None:
+        for j in range(len(self.d_post) - 1, -1, -1):
+            torch.bmm(self.d_rows[j][kept], self.weights[j], out=self.d_post[j])
             if self.masks:
                 self.d_post[j].mul_(self.masks[j])
             if j:
-                self.deactivate(self.d_post[j], self.pre[j - 1][t], self.d_rows[j - 1][t])
+                self.deactivate(self.d_post[j], self.pre[j - 1][t], self.d_rows[j - 1][kept])
         for flat, of_gates in self.direct:
-            flat[t].copy_(of_gates[t])
+            flat[t].copy_(of_gates[kept])
         above = None if self.grad_hs is None or t == 0 else self.grad_hs[t - 1]
         for d, (d_post, pre, d_hidden, dz, hh, dh) in enumerate(self.directions):
             self.deactivate(d_post, pre[t], d_hidden[t])
@@ -323,26 +332,35 @@ class _Backward:
             else:
                 torch.addmm(above[d], dz[t], hh, out=dh)
 
+    def _add_products(self, first: int, count: int) -> None:
+        """Add to the dense layers' gradients what ``count`` steps from ``first`` on have in it."""
+        for j, (post, d_out) in enumerate(zip(self.post, self.d_outs, strict=True)):
+            read = post[:, first : first + count].flatten(1, 2).mT
+            written = d_out[:, :, :count].flatten(0, 1).flatten(1, 2)
+            if j < len(self.d_dense):
+                self.d_dense[j].baddbmm_(read, written)
+            else:
+                self.d_dense.append(torch.bmm(read, written))
+
     def input_gradient(self, d: int) -> Tensor:
         return _rows_product(self.dz[d], self.gates[d].ih.mT)
 
-    def weight_gradients(self, d: int, x: Tensor) -> list[Tensor | None]:
-        """Return the gradients of ih, hh, bias, and the dense layers' weights and biases."""
-        gates, trace = self.gates[d], self.trace
+    def first_gradients(self, d: int, x: Tensor) -> list[Tensor | None]:
+        """Return a direction's gradients of ih, hh and bias."""
         rows = self.dz[d].flatten(0, 1)
-        of_x, of_h = sums_of_products(rows, [x.flatten(0, 1), trace.h[d, :-1].flatten(0, 1)])
-        grads: list[Tensor | None] = [
-            of_x,
-            of_h,
-            None if gates.bias is None else rows.sum(0),
-        ]
-        outs = [d_pre[:, :, d].transpose(0, 1) for d_pre in self.d_pre]
-        outs.append(self.d_gate[:, d])
-        for dense, out, post in zip(gates.dense, outs, trace.post, strict=True):
-            both = torch.bmm(out.flatten(1, 2).mT, post[:, d].flatten(1, 2))
-            width = dense.weight.shape[2]
-            grads.append(both[..., :width].contiguous())
-            grads.append(None if dense.bias is None else both[..., width].contiguous())
+        of_x, of_h = sums_of_products(rows, [x.flatten(0, 1), self.trace.h[d, :-1].flatten(0, 1)])
+        return [of_x, of_h, None if self.gates[d].bias is None else rows.sum(0)]
+
+    def dense_gradients(self) -> list[list[Tensor | None]]:
+        """Return each direction's gradients of the dense layers' weights and biases."""
+        grads: list[list[Tensor | None]] = [[] for _ in self.gates]
+        for j, both in enumerate(self.d_dense):
+            by_direction = both.view(4, len(self.gates), *both.shape[1:]).unbind(1)
+            for own, gates, of_direction in zip(grads, self.gates, by_direction, strict=True):
+                width = gates.dense[j].weight.shape[2]
+                own.append(of_direction[:, :width].mT.contiguous())
+                bias = gates.dense[j].bias
+                own.append(None if bias is None else of_direction[:, width].contiguous())
         return grads
 
 
