@@ -67,27 +67,25 @@ def test_normalised_bands_have_mean_zero() -> None:
 
 def test_tempo_changes_only_the_number_of_frames() -> None:
     ramp = torch.linspace(0, 1, 100)[:, None].expand(100, 64)
-    for seed in range(20):
-        out = features.tempo(ramp, 0.1, seeded(seed))
-        assert 90 <= len(out) <= 110
+    for factor in (0.9, 0.955, 1.0, 1.1):
+        out = features.tempo(ramp, factor)
+        assert len(out) == round(100 * factor)
         torch.testing.assert_close(out[:, 0], torch.linspace(0, 1, len(out)))
 
 
 def test_vtlp_moves_a_peak_by_the_factor() -> None:
-    spread = set()
-    for seed in range(30):
-        levels = features.levels(sine(1000)).float()[50:51]
-        warped = features.vtlp(levels, 0.2, seeded(seed))
-        assert warped.shape == levels.shape
-        spread.add(int(warped.argmax()))
-    # 1000 Hz / 1.2 = 833 Hz lies in band 19, 1000 Hz / 0.8 = 1250 Hz in band 25.
-    assert {19, 25} <= spread <= set(range(18, 26))
+    frame = features.levels(sine(1000)).float()[50:51]
+    warped = features.vtlp(frame.repeat(3, 1, 1), torch.tensor([0.8, 1.0, 1.2]))
+    # 1000 Hz lies in band 21, 1000 Hz / 1.2 = 833 Hz in band 19, 1000 Hz / 0.8 = 1250 Hz in 25.
+    assert warped.argmax(2).flatten().tolist() == [25, 21, 19]
 
 
 def test_perturbing_by_nothing_changes_nothing() -> None:
     speech = torch.randn(50, 64, generator=seeded())
-    torch.testing.assert_close(features.tempo(speech, 0.0, seeded()), speech)
-    torch.testing.assert_close(features.vtlp(speech, 0.0, seeded()), speech, atol=1e-3, rtol=0)
+    torch.testing.assert_close(features.tempo(speech, 1.0), speech)
+    torch.testing.assert_close(
+        features.vtlp(speech[None], torch.ones(1))[0], speech, atol=1e-3, rtol=0
+    )
     still = features.mask(speech, seeded(), time_masks=0, band_masks=0)
     assert torch.equal(still, speech)
 
@@ -110,12 +108,8 @@ def test_masks_reach_every_place() -> None:
     assert (hidden > 0).all()
 
 
-@pytest.mark.parametrize("perturb", ["tempo", "vtlp", "mask"])
-def test_the_same_seed_gives_the_same_perturbation(perturb: str) -> None:
+def test_the_same_seed_hides_the_same() -> None:
     speech = torch.randn(80, 64, generator=seeded())
-    arguments = () if perturb == "mask" else (0.1,)
-    one, same, other = (
-        getattr(features, perturb)(speech, *arguments, generator=seeded(seed)) for seed in (1, 1, 2)
-    )
+    one, same, other = (features.mask(speech, seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from gpsearch.candidate import Architecture, Training
 from gpsearch.compact import compact
@@ -17,34 +18,41 @@ def task():
     return SpeechTask()
 
 
-def test_an_utterance_reads_the_same_alone_and_in_a_batch(task):
+@pytest.fixture(scope="module")
+def unlike(task):
+    """Four utterances of unlike lengths, padded, and the lengths."""
+    utterances = [u.features for u in task.corpus.split("train")[:200:50]]
+    lengths = torch.tensor([len(one) for one in utterances])
+    assert lengths.max() > 1.5 * lengths.min()
+    return pad_sequence(utterances, batch_first=True), lengths
+
+
+def test_an_utterance_reads_the_same_alone_and_in_a_batch(task, unlike):
     torch.manual_seed(0)
     model = task.build(SMALL).eval()
-    batch = next(iter(task.batches(Training(batch_size=4), 0, 0)))
-    scores, steps = model(batch.features, batch.lengths)
+    features, lengths = unlike
+    scores, steps = model(features, lengths)
 
-    for row, frames in enumerate(batch.lengths.tolist()):
-        alone, _ = model(batch.features[row : row + 1, :frames])
+    for row, frames in enumerate(lengths.tolist()):
+        alone, _ = model(features[row : row + 1, :frames])
         assert alone.shape[1] == steps[row]
         torch.testing.assert_close(alone[0], scores[row, : steps[row]], rtol=1e-4, atol=1e-5)
 
 
-def test_a_batch_has_the_gradients_of_its_utterances(task):
+def test_a_batch_has_the_gradients_of_its_utterances(task, unlike):
     torch.manual_seed(0)
     front = task.build(SMALL).front
-    batch = next(iter(task.batches(Training(batch_size=4), 0, 0)))
-    slopes = torch.randn(front(batch.features, batch.lengths)[0].shape)
+    features, lengths = unlike
+    slopes = torch.randn(front(features, lengths)[0].shape)
 
     def gradients(features, lengths, slopes):
         channels, _ = front(features, lengths)
         return torch.autograd.grad((channels * slopes).sum(), list(front.parameters()))
 
-    whole = gradients(batch.features, batch.lengths, slopes)
+    whole = gradients(features, lengths, slopes)
     alone = [
-        gradients(
-            batch.features[row : row + 1, :frames], None, slopes[row : row + 1, : -(-frames // 4)]
-        )
-        for row, frames in enumerate(batch.lengths.tolist())
+        gradients(features[row : row + 1, :frames], None, slopes[: -(-frames // 4), row : row + 1])
+        for row, frames in enumerate(lengths.tolist())
     ]
     for together, *each in zip(whole, *alone, strict=True):
         torch.testing.assert_close(together, sum(each), rtol=1e-4, atol=1e-3)
@@ -101,11 +109,23 @@ def test_an_epoch_shows_every_training_utterance_once(task):
     )
 
 
-def test_lengths_within_a_batch_are_alike(task):
-    batches = list(task.batches(Training(batch_size=16, augment=0.0), 0, 0))
+@pytest.mark.parametrize(("augment", "most"), [(0.0, 0.06), (1.0, 0.03)])
+def test_lengths_within_a_batch_are_alike(task, augment, most):
+    batches = list(task.batches(Training(batch_size=16, augment=augment), 0, 0))
     padding = sum(b.features.shape[0] * b.features.shape[1] - int(b.lengths.sum()) for b in batches)
 
-    assert padding / sum(int(b.lengths.sum()) for b in batches) < 0.06
+    assert padding / sum(int(b.lengths.sum()) for b in batches) < most
+
+
+@pytest.mark.parametrize("augment", [0.0, 1.0])
+def test_an_utterance_has_other_neighbours_in_another_epoch(task, augment):
+    training = Training(batch_size=4, augment=augment)
+
+    def together(epoch):
+        return {tuple(b.target_lengths.tolist()) for b in task.batches(training, epoch, 0)}
+
+    once, again = together(0), together(1)
+    assert len(once & again) < 0.5 * len(once)
 
 
 def test_the_first_epochs_are_kicked(task):

@@ -81,23 +81,29 @@ def mel_filters() -> Float64[Tensor, "bands bins"]:
 
 
 def tempo(
-    features: Float[Tensor, "frames bands"], most: float, generator: Generator
+    features: Float[Tensor, "frames bands"], factor: float
 ) -> Float[Tensor, "frames_out bands"]:
-    """Stretch or squeeze time by a factor drawn from 1 - ``most`` to 1 + ``most``."""
+    """Make a recording last ``factor`` times as long."""
     frames = features.shape[0]
-    wanted = max(1, round(frames * _factor(most, generator)))
-    return _sample(features, torch.linspace(0, frames - 1, wanted))
+    places = torch.linspace(0, frames - 1, max(1, round(frames * factor)))
+    below = places.long().clamp(0, frames - 1)
+    above = (below + 1).clamp_max(frames - 1)
+    low, high = features.index_select(0, below), features.index_select(0, above)
+    return torch.lerp(low, high, (places - below)[:, None])
 
 
 def vtlp(
-    features: Float[Tensor, "frames bands"], most: float, generator: Generator
-) -> Float[Tensor, "frames bands"]:
-    """Make the vocal tract longer or shorter: warp the frequencies by up to 1 +- ``most``.
+    features: Float[Tensor, "batch frames bands"], factors: Float[Tensor, " batch"]
+) -> Float[Tensor, "batch frames bands"]:
+    """Make vocal tracts longer or shorter: warp each recording's frequencies by its factor.
 
     Frequencies scale by one factor up to 4.8 kHz, and from there on linearly to 8 kHz, which
     stays where it is.
     """
-    return _sample(features, _warped_bands(_factor(most, generator)), dim=1)
+    heard_at, bands = _warped_bands(factors), torch.arange(BANDS)
+    # Linearly between its neighbours: what a band is read with falls to 0 within one band.
+    share = (1 - (bands[:, None] - heard_at[:, None, :]).abs()).clamp_min(0)
+    return features @ share
 
 
 def mask(
@@ -130,7 +136,7 @@ def mask(
     return hidden
 
 
-def _mel(hz: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+def _mel(hz: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
     """Return the pitch in mel (O'Shaughnessy's formula)."""
     return 2595 * torch.log10(1 + hz / 700)
 
@@ -139,22 +145,6 @@ def _hz(mel: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
     """Undo `_mel`."""
     hz: Float64[Tensor, " n"] = 700 * torch.expm1(mel * (math.log(10) / 2595))
     return hz
-
-
-def _factor(most: float, generator: Generator) -> float:
-    """Draw a number from 1 - ``most`` to 1 + ``most``."""
-    return 1 + most * (2 * float(torch.rand((), generator=generator)) - 1)
-
-
-def _sample(
-    values: Float[Tensor, "frames bands"], places: Float[Tensor, " m"], dim: int = 0
-) -> Float[Tensor, "frames_out bands_out"]:
-    """Read ``values`` at fractional rows (or columns), linearly between neighbours."""
-    below = places.long().clamp(0, values.shape[dim] - 1)
-    above = (below + 1).clamp_max(values.shape[dim] - 1)
-    share = places - below
-    low, high = values.index_select(dim, below), values.index_select(dim, above)
-    return torch.lerp(low, high, share if dim else share[:, None])
 
 
 @cache
@@ -167,10 +157,13 @@ def _band_centres() -> tuple[Float64[Tensor, " bands"], float, float]:
     return _hz(centres), first, spacing
 
 
-def _warped_bands(factor: float, knee_hz: float = 4800.0) -> Float[Tensor, " bands"]:
+def _warped_bands(
+    factors: Float[Tensor, " batch"], knee_hz: float = 4800.0
+) -> Float[Tensor, "batch bands"]:
     """Return, for each band, the (fractional) band that is heard there after the warp."""
     centres, first, spacing = _band_centres()
-    knee = knee_hz * min(factor, 1.0) / factor
+    factor = factors.double()[:, None]
+    knee = knee_hz * factor.clamp_max(1) / factor
     slope = (HIGHEST_HZ - knee * factor) / (HIGHEST_HZ - knee)
     warped = torch.where(
         centres <= knee, centres * factor, HIGHEST_HZ - slope * (HIGHEST_HZ - centres)
