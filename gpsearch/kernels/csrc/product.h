@@ -6,7 +6,8 @@
 
 #define PANEL (2 * VW)
 #define TILE (VW == 16 ? 12 : 6)
-#define ROWS_AHEAD 8 /* rows of a panel; past its end the hint is harmless */
+#define ROWS_AHEAD 16 /* rows of a panel; past its end the hint is harmless */
+#define KEPT 160      /* rows of a panel that stay in the first cache from one tile to the next */
 
 INLINE int64_t panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 
@@ -99,21 +100,28 @@ INLINE void tile(
         CASES(CALL)                                                                                \
     }
 
-/* out[rows, columns] (+)= a[rows, inner] x w + bias. */
+/* out[rows, columns] (+)= a[rows, inner] x w + bias. Where there are several tiles, they all run along
+   one part of a panel before they go on to its next. */
 static void multiply(
     const Product *by, int64_t rows, const float *a, int64_t a_step, float *out, int64_t out_step)
 {
     const int64_t blocks = (rows + TILE - 1) / TILE;
+    const int64_t parts = blocks > 1 ? (by->inner + KEPT - 1) / KEPT : 1;
     for (int64_t column = 0; column < by->columns; column += PANEL) {
-        const float *panel = by->packed + column * by->inner;
-        for (int64_t block = 0; block < blocks; block++) {
-            /* Tiles of about equal height: one of 6 and one of 2 would be slower than two of 4. */
-            const int64_t first = rows * block / blocks, last = rows * (block + 1) / blocks;
-            const float *from = a + first * a_step;
-            float *to = out + first * out_step;
-#define CALL(height) tile(height, by, panel, column, from, a_step, 1, to, out_step)
-            EACH_HEIGHT(last - first, CALL)
+        for (int64_t part = 0; part < parts; part++) {
+            const int64_t k = by->inner * part / parts, end = by->inner * (part + 1) / parts;
+            const Product along = {
+                by->packed, part ? NULL : by->bias, by->columns, end - k, by->add || part};
+            const float *panel = by->packed + column * by->inner + k * PANEL;
+            for (int64_t block = 0; block < blocks; block++) {
+                /* Tiles of about equal height: one of 6 and one of 2 would be slower than two of 4. */
+                const int64_t first = rows * block / blocks, last = rows * (block + 1) / blocks;
+                const float *from = a + first * a_step + k;
+                float *to = out + first * out_step;
+#define CALL(height) tile(height, &along, panel, column, from, a_step, 1, to, out_step)
+                EACH_HEIGHT(last - first, CALL)
 #undef CALL
+            }
         }
     }
 }
