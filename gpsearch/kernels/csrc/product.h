@@ -6,8 +6,8 @@
 
 #define PANEL (2 * VW)
 #define TILE (VW == 16 ? 12 : 6)
-#define ROWS_AHEAD 16 /* rows of a panel; past its end the hint is harmless */
-#define KEPT 160      /* rows of a panel that stay in the first cache from one tile to the next */
+#define ROWS_AHEAD VW       /* rows of a panel; past its end the hint is harmless */
+#define KEPT (5120 / PANEL) /* rows that stay in the first cache from one tile to the next */
 
 INLINE int64_t panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 
