@@ -7,7 +7,8 @@
 #define PANEL (2 * VW)
 #define TILE (VW == 16 ? 12 : 6)
 #define ROWS_AHEAD VW       /* rows of a panel; past its end the hint is harmless */
-#define KEPT (5120 / PANEL) /* rows that stay in the first cache from one tile to the next */
+#define KEPT (VW == 16 ? 160 : 1 << 30) /* rows that all tiles run along before they go on; narrower
+                                           vectors gain nothing by what then is in the first cache */
 
 INLINE int64_t panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 
