@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
@@ -452,6 +453,13 @@ def test_a_pattern_fills_every_row_of_both_orders_up_to_groups_of_four() -> None
     assert pattern.column_t.tolist() == [0, 2, 3, 4, 5, 0, 0, 0, 0, 5, 0, 0]
     assert pattern.order.tolist() == [0, 4, 8, 12, 16, -1, -1, -1, 1, 17, -1, -1]
     assert pattern.awake == 7
+
+
+def test_a_copy_of_a_pattern_points_at_arrays_of_its_own() -> None:
+    pattern = Pattern.of(torch.eye(3, dtype=torch.bool))
+    assert pattern.record.column == pattern.column.data_ptr()
+    copied = copy.deepcopy(pattern)
+    assert copied.record.column == copied.column.data_ptr() != pattern.record.column
 
 
 def patterns(density: float) -> Patterns:

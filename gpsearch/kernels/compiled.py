@@ -22,7 +22,7 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
 from gpsearch.kernels.gates import Gates, flattened, restored
-from gpsearch.kernels.native import Native
+from gpsearch.kernels.native import Native, counts, pointers
 from gpsearch.kernels.products import linear, room_like, torch_is_fast
 
 T = TypeVar("T")
@@ -104,16 +104,6 @@ class _Compiled(torch.autograd.Function):
 
 def _split(tensors: Sequence[Tensor | None], dirs: int, count: int) -> tuple[Any, Any, Any]:
     return tensors[:dirs], tensors[dirs : dirs + count], tensors[dirs + count :]
-
-
-def counts(*names: str) -> list[tuple[str, Any]]:
-    """Return fields of a struct in C that are whole numbers."""
-    return [(name, ctypes.c_int64) for name in names]
-
-
-def pointers(*names: str) -> list[tuple[str, Any]]:
-    """Return fields of a struct in C that are addresses."""
-    return [(name, ctypes.c_void_p) for name in names]
 
 
 class _CDense(ctypes.Structure):

@@ -34,8 +34,8 @@ from gpsearch.kernels.products import linear, room_like, sums_of_products
 _aten = torch.ops.aten
 
 _ROWS = 256
-"""Time steps times sequences that go backward together on a CPU: as few as products over them are
-still fast with."""
+"""Time steps times sequences that go backward together: as few as products over them are still fast
+with."""
 
 _COLUMNS = 512
 """The widest product of few rows; a column of wider ones takes MKL up to 1.3 times as long."""
@@ -175,11 +175,10 @@ class _Forward:
                 z[..., of_g] *= 2
                 flat = _by_gate(z[..., first:]).unbind(1)
                 self.direct.append((self.trace.gate[:, :, d].unbind(0), flat))
-            pieces = len(hh) if hh.is_cuda else _COLUMNS
-            turned = [piece.mT.contiguous() for piece in torch.split(hh, pieces)]
-            onto = list(zip(*(part.unbind(0) for part in torch.split(z, pieces, 2)), strict=True))
+            turned = [piece.mT.contiguous() for piece in torch.split(hh, _COLUMNS)]
+            onto = zip(*(piece.unbind(0) for piece in torch.split(z, _COLUMNS, 2)), strict=True)
             hidden = _by_gate(z[..., :first]).unbind(1)
-            self.first.append((onto, h, turned, hidden, post))
+            self.first.append((list(onto), h, turned, hidden, post))
 
     def _view_layers(self, gates: Sequence[Gates]) -> None:
         """Per hidden layer: the product onto the next layer, or onto the gates."""
@@ -242,8 +241,7 @@ class _Backward:
     ) -> None:
         self.gates, self.trace = gates, trace
         self.steps, dirs, batch, size = trace.tanh_c.shape
-        on_cpu = trace.h.device.type == "cpu"
-        self.block = min(self.steps, max(1, _ROWS // max(1, batch))) if on_cpu else self.steps
+        self.block = min(self.steps, max(1, _ROWS // max(1, batch)))
         self.grad_hs = None if grad_hs is None else grad_hs.unbind(1)
         self.grad_cs = None if grad_cs is None else grad_cs.unbind(1)
         self.dh, self.dc = (trace.h.new_zeros(dirs, batch, size) for _ in range(2))

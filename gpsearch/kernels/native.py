@@ -111,3 +111,13 @@ def description() -> str:
     if chosen is None:
         return f"switched off by {_CHOICE}=off"
     return f"{chosen.instruction_set}, of {', '.join(available())}"
+
+
+def counts(*names: str) -> list[tuple[str, Any]]:
+    """Return fields of a struct in C that are whole numbers."""
+    return [(name, ctypes.c_int64) for name in names]
+
+
+def pointers(*names: str) -> list[tuple[str, Any]]:
+    """Return fields of a struct in C that are addresses."""
+    return [(name, ctypes.c_void_p) for name in names]

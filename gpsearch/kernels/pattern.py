@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from gpsearch.kernels.native import counts, pointers
+
 _GROUP = 4
 """Weights of a row that go side by side through a product; the same as in sparse_product.h."""
+
+
+class CPattern(ctypes.Structure):
+    """A `Pattern`, for C: the beginning of a SparseWeight."""
+
+    _fields_ = [
+        *counts("rows", "columns"),
+        *pointers("start", "column", "place", "start_t", "column_t", "order"),
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +43,16 @@ class Pattern:
     column_t: Int[Tensor, " _filled_t"]
     order: Int[Tensor, " _filled_t"]
     """Of the transpose's, where each stands in ``place``; -1 where a group is not filled."""
+
+    @cached_property
+    def record(self) -> CPattern:
+        """The pattern for C, as long as it lives here."""
+        arrays = self.start, self.column, self.place, self.start_t, self.column_t, self.order
+        return CPattern(*self.shape, *(array.data_ptr() for array in arrays))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has too: addresses would be those of other arrays."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "rows columns"]) -> Pattern:

@@ -34,6 +34,8 @@ class Padded:
     ) -> None:
         self.directions = directions
         self.padding = self.ends = None
+        if directions == 1 and lengths is None:
+            return
         time = torch.arange(steps, device=device).unsqueeze(1)
         if lengths is not None:
             self.ends = lengths.to(device) - 1

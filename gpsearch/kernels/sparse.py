@@ -19,16 +19,14 @@ from gpsearch.kernels.compiled import (
     KINDS,
     SLOPE_BY_OUTPUT,
     address,
-    counts,
     each_in_threads,
     in_place,
-    pointers,
     slices,
 )
 from gpsearch.kernels.gates import Gates, flattened, restored
-from gpsearch.kernels.native import Native
+from gpsearch.kernels.native import Native, counts, pointers
 from gpsearch.kernels.native import native as find_native
-from gpsearch.kernels.pattern import Patterns
+from gpsearch.kernels.pattern import CPattern, Patterns
 
 PAYS_BELOW = 0.33
 """Density under which sparse products beat dense ones even for small layers and batches: 128 units,
@@ -141,8 +139,7 @@ class _Sparse(torch.autograd.Function):
 
 class _CWeight(ctypes.Structure):
     _fields_ = [
-        *counts("rows", "columns"),
-        *pointers("start", "column", "place", "start_t", "column_t", "order"),
+        ("pattern", CPattern),
         *pointers("weight", "value", "value_t", "sum", "grad"),
     ]
 
@@ -253,21 +250,18 @@ class _Loop:
         """Return the maps for C, each with its room: of ih, of hh, of every dense layer's gates."""
         patterns = [one for group in self.patterns for one in group]
         self._room_of_maps = self.c.new_empty(
-            sum(2 * len(one.column) + len(one.column_t) for one in patterns)
+            sum(2 * one.column.numel() + one.column_t.numel() for one in patterns)
         )
         room, size, maps = self._room_of_maps.data_ptr(), self.c.element_size(), []
         for weight, group in zip(self.weights, self.patterns, strict=True):
             records = (_CWeight * len(group))()
             for i, (record, own) in enumerate(zip(records, group, strict=True)):
-                record.rows, record.columns = own.shape
-                for name in ("start", "column", "place", "start_t", "column_t", "order"):
-                    setattr(record, name, getattr(own, name).data_ptr())
-                record.weight = weight.data_ptr() + i * record.rows * record.columns * size
-                for name, places in (
-                    ("value", own.column), ("sum", own.column), ("value_t", own.column_t),
-                ):  # fmt: skip
-                    setattr(record, name, room)
-                    room += len(places) * size
+                rows, columns = own.shape
+                filled = own.column.numel() * size
+                record.pattern = own.record
+                record.weight = weight.data_ptr() + i * rows * columns * size
+                record.value, record.sum, record.value_t = room, room + filled, room + 2 * filled
+                room += 2 * filled + own.column_t.numel() * size
             maps.append(records)
         return maps
 
@@ -304,7 +298,8 @@ class _Loop:
         for maps, grad in zip(self._maps, (d_ih, d_hh, *d_dense[::2]), strict=True):
             assert grad is not None
             for i, one in enumerate(maps):
-                one.grad = grad.data_ptr() + i * one.rows * one.columns * grad.element_size()
+                count = one.pattern.rows * one.pattern.columns
+                one.grad = grad.data_ptr() + i * count * grad.element_size()
         self._record.d_bias = address(d_bias)
         for layer, d_own in zip(self._dense, d_dense[1::2], strict=True):
             layer.d_bias = address(d_own)
@@ -340,9 +335,12 @@ class _Loop:
     def _connect(self, **outside: Tensor | None) -> None:
         """Say where this part of what is batch-major lies, [time all width]."""
         for name, tensor in outside.items():
-            part = None if tensor is None else tensor[:, self.part]
-            where = () if part is None else (part.data_ptr(), *part.stride()[:2])
-            setattr(self._record, name, _COutside(*where))
+            if tensor is None:
+                setattr(self._record, name, _COutside())
+                continue
+            step, row, _ = tensor.stride()
+            first = tensor.data_ptr() + self.part.start * row * tensor.element_size()
+            setattr(self._record, name, _COutside(first, step, row))
 
 
 def _feature_major(
