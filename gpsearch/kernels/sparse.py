@@ -31,7 +31,7 @@ from gpsearch.kernels.pattern import CPattern, Patterns
 PAYS_BELOW = 0.33
 """Density under which sparse products beat dense ones even for small layers and batches: 128 units,
 16 sequences (measured; larger ones break even at 0.35 to 0.45)."""
-_PAYS_BELOW_IF_NARROW = 0.17
+_PAYS_BELOW_IF_NARROW = 0.22
 """The same where the products take narrower vectors than the dense ones, as for 8 sequences on
 AVX-512 (measured there)."""
 _CACHED = 1 << 16
