@@ -118,6 +118,7 @@ class SpeechModel(nn.Module):
             layer = HLSTM(
                 size,
                 architecture.hidden_size,
+                batch_first=True,
                 bidirectional=architecture.bidirectional,
                 gate_hidden=architecture.gate_hidden,
                 activation=architecture.activation,
@@ -140,7 +141,8 @@ class SpeechModel(nn.Module):
         """Return the characters' log-probabilities at every step, and each utterance's steps."""
         x, lengths = self.front(features, lengths)
         for norm, layer in zip(self.norms, self.layers, strict=True):
-            x, _ = layer(self.dropout(norm(x)), lengths=lengths)
+            # Views: the layers of saved models want the batch first, their recurrence time.
+            x = layer(self.dropout(norm(x)).transpose(0, 1), lengths=lengths)[0].transpose(0, 1)
             if self.merge == "sum":
                 forward, backward = x.chunk(2, dim=-1)
                 x = forward + backward
