@@ -89,7 +89,7 @@ class Training:
     clip: float = 5.0
     """Largest norm of a step's gradient."""
     augment: float = 1.0
-    """Strength of the task's augmentation; 0 is off."""
+    """Strength of the task's augmentation, up to 5; 0 is off."""
     kick_epochs: int = 1
     """First epochs on the task's easier loss, where it has one."""
     label_smoothing: float = 0.0
@@ -102,6 +102,8 @@ class Training:
             batch_tokens=self.batch_tokens,
         )  # fmt: skip
         _below_one(warmup=self.warmup, label_smoothing=self.label_smoothing)
+        if self.augment > 5:
+            raise ValueError(f"augment = {self.augment} should be at most 5")
         for name in ("learning_rate", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} = {getattr(self, name)} should be above 0")

@@ -65,10 +65,10 @@ def test_normalised_bands_have_mean_zero() -> None:
     torch.testing.assert_close(features.normalise(levels), expected)
 
 
-def test_tempo_changes_only_the_number_of_frames() -> None:
+def test_stretching_changes_only_the_number_of_frames() -> None:
     ramp = torch.linspace(0, 1, 100)[:, None].expand(100, 64)
     for factor in (0.9, 0.955, 1.0, 1.1):
-        out = features.tempo(ramp, factor)
+        out = features.stretch(ramp, factor)
         assert len(out) == round(100 * factor)
         torch.testing.assert_close(out[:, 0], torch.linspace(0, 1, len(out)))
 
@@ -82,7 +82,7 @@ def test_vtlp_moves_a_peak_by_the_factor() -> None:
 
 def test_perturbing_by_nothing_changes_nothing() -> None:
     speech = torch.randn(50, 64, generator=seeded())
-    torch.testing.assert_close(features.tempo(speech, 1.0), speech)
+    torch.testing.assert_close(features.stretch(speech, 1.0), speech)
     torch.testing.assert_close(
         features.vtlp(speech[None], torch.ones(1))[0], speech, atol=1e-3, rtol=0
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, cast
 
 import pytest
@@ -191,6 +192,21 @@ def test_all_equal_the_written_out_recurrence_at_working_size(run: Any, dirs: in
     torch.manual_seed(0)
     shape: dict[str, Any] = {"steps": 60, "batch": 8, "inputs": 48, "hidden": 64, "widths": (24,)}
     example = layer(dirs, **shape, dtype=torch.float32)
+    for leaf in leaves(example):
+        leaf.detach().mul_(0.1)
+    assert_same(results(run, example), results(plain, example), 1e-5)
+
+
+@each_run
+@pytest.mark.parametrize("widths", [(170,), (33, 170)])
+def test_all_equal_the_written_out_recurrence_over_many_rows(run: Any, widths: Any) -> None:
+    """Several tiles, parts of panels, pieces of the state's product and blocks of steps.
+
+    With tanh, since of so many ReLUs some stand within rounding of 0.
+    """
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"steps": 25, "batch": 25, "inputs": 8, "hidden": 170}
+    example = layer(1, **shape, widths=widths, activation="tanh", dropout=True, dtype=torch.float32)
     for leaf in leaves(example):
         leaf.detach().mul_(0.1)
     assert_same(results(run, example), results(plain, example), 1e-5)
@@ -460,6 +476,8 @@ def test_a_copy_of_a_pattern_points_at_arrays_of_its_own() -> None:
     assert pattern.record.column == pattern.column.data_ptr()
     copied = copy.deepcopy(pattern)
     assert copied.record.column == copied.column.data_ptr() != pattern.record.column
+    ForkingPickler.dumps(pattern)  # moves the tensors that it is given
+    assert pattern.record.column == pattern.column.data_ptr()
 
 
 def patterns(density: float) -> Patterns:

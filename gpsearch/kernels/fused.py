@@ -230,7 +230,7 @@ class _Forward:
 
 
 class _Backward:
-    """The backward loop, from the last step to the first, and the products after it."""
+    """The backward loop, from the last step to the first, and the products over many steps."""
 
     def __init__(
         self,
@@ -240,8 +240,8 @@ class _Backward:
         grad_cs: Tensor | None,
     ) -> None:
         self.gates, self.trace = gates, trace
-        self.steps, dirs, batch, size = trace.tanh_c.shape
-        self.block = min(self.steps, max(1, _ROWS // max(1, batch)))
+        steps, dirs, batch, size = trace.tanh_c.shape
+        self.block = min(steps, max(1, _ROWS // max(1, batch)))
         self.grad_hs = None if grad_hs is None else grad_hs.unbind(1)
         self.grad_cs = None if grad_cs is None else grad_cs.unbind(1)
         self.dh, self.dc = (trace.h.new_zeros(dirs, batch, size) for _ in range(2))
@@ -267,7 +267,11 @@ class _Backward:
         self.blocks = list(zip(*(torch.split(one, self.block) for one in of_time), strict=True))
 
     def _prepare(self, block: int) -> int:
-        """Fill d_gate with what dh (for o) and dc (for the others) will be multiplied with."""
+        """Fill the gates' gradients with what will be multiplied with dh (for o) and dc.
+
+        Returns:
+            How many steps the block has.
+        """
         i, f, g, o, c, tanh_c = self.blocks[block]
         count = len(c)
         d_i, d_f, d_g, d_o = self.d_outs[-1].transpose(1, 2)[:, :count].unbind(0)

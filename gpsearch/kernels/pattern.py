@@ -51,8 +51,12 @@ class Pattern:
         return CPattern(*self.shape, *(array.data_ptr() for array in arrays))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has too: addresses would be those of other arrays."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Return copies without the record, which knows addresses.
+
+        Copies, since what sends tensors to another process moves those that it was given.
+        """
+        given = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {n: one.clone() if isinstance(one, Tensor) else one for n, one in given}
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "rows columns"]) -> Pattern:

@@ -80,7 +80,7 @@ def mel_filters() -> Float64[Tensor, "bands bins"]:
     return torch.minimum(rising, falling).clamp_min(0)
 
 
-def tempo(
+def stretch(
     features: Float[Tensor, "frames bands"], factor: float
 ) -> Float[Tensor, "frames_out bands"]:
     """Make a recording last ``factor`` times as long."""
@@ -101,7 +101,7 @@ def vtlp(
     stays where it is.
     """
     heard_at, bands = _warped_bands(factors), torch.arange(BANDS)
-    # Linearly between its neighbours: what a band is read with falls to 0 within one band.
+    # Every band is the mean of the two beside the place where it is heard, weighted by nearness.
     share = (1 - (bands[:, None] - heard_at[:, None, :]).abs()).clamp_min(0)
     return features @ share
 

@@ -32,8 +32,8 @@ from gpsearch.tasks.ctc import beam_search, greedy
 BATCH_SIZE_EVAL = 16  # with 32, a fifth of the frames would be padding
 BEAM_WIDTH = 16
 _VARIETY = 0.1
-"""Tempo, and the vocal tract's length, vary by up to this share: it did best on AN4's development
-split."""
+"""Duration, and the vocal tract's length, vary by up to this share at strength 1: it did best on
+AN4's development split. Without, lengths vary by as much where batches are put together."""
 
 
 @dataclass(frozen=True)
@@ -201,18 +201,18 @@ class SpeechTask:
         """Yield augmented batches of utterances of like length, in random order."""
         random = torch.Generator().manual_seed(hash((seed, epoch)) % 2**63)
         utterances, strength = self.corpus.split("train"), training.augment
-        # Every epoch an utterance has other neighbours: its tempo sees to that, or else luck does.
-        tempo, luck = (torch.rand(len(utterances), generator=random) for _ in range(2))
-        tempo = 1 + _VARIETY * strength * (2 * tempo - 1)
+        # Every epoch an utterance has other neighbours: stretching sees to that, or else luck does.
+        stretch, luck = (torch.rand(len(utterances), generator=random) for _ in range(2))
+        stretch = 1 + _VARIETY * strength * (2 * stretch - 1)
         luck = 1 + _VARIETY * max(0.0, 1 - strength) * luck
-        order = (torch.tensor([len(u.levels) for u in utterances]) * tempo * luck).argsort()
+        order = (torch.tensor([len(u.levels) for u in utterances]) * stretch * luck).argsort()
         size = training.batch_size
         groups = [order[start : start + size] for start in range(0, len(order), size)]
         for index in torch.randperm(len(groups), generator=random).tolist():
             group = groups[index]
             yield self._batch(
                 [utterances[i] for i in group.tolist()],
-                partial(_augmented, tempo=tempo[group], strength=strength, random=random),
+                partial(_augmented, stretch=stretch[group], strength=strength, random=random),
                 kick=epoch < training.kick_epochs,
             )
 
@@ -299,14 +299,14 @@ class SpeechTask:
 
 def _augmented(
     frames: Sequence[Float[Tensor, "_frames mel"]],
-    tempo: Float[Tensor, " batch"],
+    stretch: Float[Tensor, " batch"],
     strength: float,
     random: torch.Generator,
 ) -> list[Float[Tensor, "_frames_out mel"]]:
     """Perturb tempo and vocal tract and hide some of each utterance."""
     if strength == 0:
         return list(frames)
-    frames = [features.tempo(one, own) for one, own in zip(frames, tempo.tolist(), strict=True)]
+    frames = [features.stretch(one, own) for one, own in zip(frames, stretch.tolist(), strict=True)]
     tracts = 1 + _VARIETY * strength * (2 * torch.rand(len(frames), generator=random) - 1)
     warped = features.vtlp(pad_sequence(frames, batch_first=True), tracts)
     longest, widest = round(12 * strength), min(round(8 * strength), 32)

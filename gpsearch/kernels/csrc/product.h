@@ -107,7 +107,7 @@ static void multiply(
     const Product *by, int64_t rows, const float *a, int64_t a_step, float *out, int64_t out_step)
 {
     const int64_t blocks = (rows + TILE - 1) / TILE;
-    const int64_t parts = blocks > 1 ? (by->inner + KEPT - 1) / KEPT : 1;
+    const int64_t parts = blocks > 1 && by->inner > KEPT ? (by->inner + KEPT - 1) / KEPT : 1;
     for (int64_t column = 0; column < by->columns; column += PANEL) {
         for (int64_t part = 0; part < parts; part++) {
             const int64_t k = by->inner * part / parts, end = by->inner * (part + 1) / parts;
