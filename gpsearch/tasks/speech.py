@@ -303,7 +303,7 @@ def _augmented(
     strength: float,
     random: torch.Generator,
 ) -> list[Float[Tensor, "_frames_out mel"]]:
-    """Perturb tempo and vocal tract and hide some of each utterance."""
+    """Perturb duration and vocal tract and hide some of each utterance."""
     if strength == 0:
         return list(frames)
     frames = [features.stretch(one, own) for one, own in zip(frames, stretch.tolist(), strict=True)]

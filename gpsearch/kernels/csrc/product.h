@@ -6,9 +6,10 @@
 
 #define PANEL (2 * VW)
 #define TILE (VW == 16 ? 12 : 6)
-#define ROWS_AHEAD VW       /* rows of a panel; past its end the hint is harmless */
-#define KEPT (VW == 16 ? 160 : 1 << 30) /* rows that all tiles run along before they go on; narrower
-                                           vectors gain nothing by what then is in the first cache */
+#define ROWS_AHEAD VW /* rows of a panel; past its end the hint is harmless */
+/* Rows that all tiles run along before they go on, so that the first cache still has them for the
+   next tile; with narrower vectors that gained nothing. */
+#define KEPT (VW == 16 ? 160 : 1 << 30)
 
 INLINE int64_t panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 
