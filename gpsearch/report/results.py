@@ -155,8 +155,8 @@ class Results:
     def fewer(self, trial: int, goal: Objective) -> float | None:
         """Return how many times less of a cost a trial has than the first baseline.
 
-        Latencies are compared by the paired ratio: the baseline's network ran in turns with the
-        trial's, so that a slow spell of the machine hits both.
+        Latencies are compared by the paired ratio: the baseline's network before compaction ran in
+        turns with the trial's, so that a slow spell of the machine hits both.
         """
         row = self.row(trial)
         if goal.name == "latency" and row.get("latency_ratio"):
