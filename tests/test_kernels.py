@@ -22,7 +22,7 @@ from gpsearch.kernels.gates import Dense, Gates, flattened
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.kernels.native import Native, available, native
 from gpsearch.kernels.pattern import Pattern, Patterns
-from gpsearch.kernels.products import linear, room_like, torch_is_fast
+from gpsearch.kernels.products import linear, mkl_is_fast, room_like, torch_is_fast
 from gpsearch.kernels.recurrence import ACTIVATIONS, plain, recurrence
 from gpsearch.kernels.sequence import Padded
 from gpsearch.kernels.sparse import kernels_for_sparse, sparse
@@ -336,6 +336,21 @@ def test_large_products_may_be_torch_s_or_our_own(
     torch.manual_seed(0)
     example = layer(batch=9, hidden=21, widths=(35, 20), direct=False, dtype=torch.float32)
     assert_same(results(partial(compiled, kernels), example), results(plain, example), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("processor", "fast"),
+    [
+        ("vendor_id\t: GenuineIntel\nflags\t\t: fma avx2 avx512f avx512dq", True),
+        ("vendor_id\t: GenuineIntel\nflags\t\t: fma avx2", True),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: fma avx2", True),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: fma avx2 avx512f avx512dq", False),
+    ],
+)
+def test_mkl_leaves_avx512_unused_on_processors_that_are_not_intel_s(
+    processor: str, fast: bool
+) -> None:
+    assert mkl_is_fast(processor) is fast
 
 
 @given(width=st.integers(1, 300))

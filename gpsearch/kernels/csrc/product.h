@@ -128,14 +128,21 @@ static void multiply(
     }
 }
 
+INLINE void pack_tile(const int height, const float *a, int64_t a_step, int64_t deep, float *packed)
+{
+    for (int64_t k = 0; k < deep; k++)
+        memcpy(packed + k * TILE, a + k * a_step, (size_t)height * sizeof(float));
+}
+
 /* Packs columns top to bottom - 1 of a into tiles of TILE of them. */
 static void pack_rows(
     const float *a, int64_t a_step, int64_t top, int64_t bottom, int64_t deep, float *packed)
 {
-    for (int64_t row = top; row < bottom; row += TILE) {
+    for (int64_t row = top; row < bottom; row += TILE, packed += TILE * deep) {
         const int64_t height = bottom - row < TILE ? bottom - row : TILE;
-        for (int64_t k = 0; k < deep; k++, packed += TILE)
-            memcpy(packed, a + k * a_step + row, (size_t)height * sizeof(float));
+#define CALL(height) pack_tile(height, a + row, a_step, deep, packed)
+        EACH_HEIGHT(height, CALL)
+#undef CALL
     }
 }
 
