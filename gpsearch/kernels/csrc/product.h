@@ -6,6 +6,7 @@
 
 #define PANEL (2 * VW)
 #define TILE (VW == 16 ? 12 : 6)
+#define LINE 16       /* floats in a line of the cache */
 #define ROWS_AHEAD VW /* rows of a panel; past its end the hint is harmless */
 /* Rows that all tiles run along before they go on, so that the first cache still has them for the
    next tile; with narrower vectors that gained nothing. */
@@ -69,7 +70,7 @@ INLINE void tile(
     for (int64_t k = 0; k < by->inner; k++) {
         const vf left = load(panel + k * PANEL), right = load(panel + k * PANEL + VW);
         __builtin_prefetch(panel + (k + ROWS_AHEAD) * PANEL);
-        __builtin_prefetch(panel + (k + ROWS_AHEAD) * PANEL + VW);
+        if (PANEL > LINE) __builtin_prefetch(panel + (k + ROWS_AHEAD) * PANEL + LINE);
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
             const vf one = splat(a[i * a_row + k * a_place]);
