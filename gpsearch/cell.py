@@ -37,6 +37,9 @@ class HLSTMCell(Gated):
 
     Shape:
         Input ``[B, X]`` or ``[X]``; the state ``(h, c)`` likewise, ``[B, H]`` or ``[H]``.
+
+    Raises:
+        UserError: Input, state or gates are of other sizes.
     """
 
     def __init__(
@@ -72,9 +75,12 @@ class HLSTMCell(Gated):
     def forward(self, input: Tensor, hx: State | None = None, gates: Gates | None = None) -> State:
         """Return the next ``(h, c)``; ``gates`` is what the method of that name gave."""
         _check_input(input, self.input_size, (1, 2))
+        shape = (*input.shape[:-1], self.hidden_size)
         if hx is None:
-            zeros = input.new_zeros(*input.shape[:-1], self.hidden_size)
+            zeros = input.new_zeros(shape)
             hx = zeros, zeros
+        elif hx[0].shape != shape or hx[1].shape != shape:
+            _refuse_state(hx, shape)
         if input.dim() == 2:
             return self._step(input, *hx, gates)
         h, c = self._step(input.unsqueeze(0), hx[0].unsqueeze(0), hx[1].unsqueeze(0), gates)
@@ -87,6 +93,9 @@ class HLSTMCell(Gated):
         if gates is None:
             gates = self.gates(batch)
         if gates is not None:
+            if gates.masks and gates.masks[0].shape[1] != batch:
+                rows = gates.masks[0].shape[1]
+                raise UserError(f"the gates are those of {rows} rows; the input has {batch}")
             hs, cs = recurrence([x[None]], h[None], c[None], [gates])
             return hs[0, 0], cs[0, 0]
         following: State = torch.lstm_cell(x, [h, c], *self._flat_weights(""))
@@ -342,9 +351,7 @@ class HLSTM(Gated):
         if hx is None:
             zeros = x.new_zeros(shape)
             return zeros, zeros
-        for name, state in zip(("h", "c"), hx, strict=True):
-            if state.shape != shape:
-                raise UserError(f"the initial {name} is {list(state.shape)}, not {list(shape)}")
+        _refuse_state(hx, shape)
         return hx
 
     def _by_layer(self, hx: State) -> State:
@@ -372,6 +379,13 @@ def _check_input(input: Tensor, size: int, dims: tuple[int, int]) -> None:
         )
     if shape[-1] != size:
         raise UserError(f"the input has {shape[-1]} features; input_size is {size}")
+
+
+def _refuse_state(hx: State, shape: tuple[int, ...]) -> None:
+    """Refuse a state of another shape, naming the part."""
+    for name, state in zip(("h", "c"), hx, strict=True):
+        if state.shape != shape:
+            raise UserError(f"the initial {name} is {list(state.shape)}, not {list(shape)}")
 
 
 def _checked_lengths(lengths: Tensor | None, steps: int, batch: int) -> Tensor | None:

@@ -46,6 +46,13 @@ class Gated(Packable):
         if activation not in ACTIVATIONS:
             raise UserError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the masks out as well: a copy computes with all its weights.
+
+        For nobody would tell it when other ones wake, or when it shrinks.
+        """
+        return super().__getstate__() | {"_patterns": {}}
+
     def _cells(self) -> Iterator[tuple[str, int]]:
         """Yield the suffix of each cell's parameters, and its input size."""
         yield "", self.input_size

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from gpsearch.cell import HLSTM, HLSTMCell
+from gpsearch.errors import UserError
 from gpsearch.schedule import Scope
 
 GATES = {
@@ -66,9 +67,13 @@ def weights(model: nn.Module, prunable: Callable[[str], bool] | None = None) -> 
         prunable: Says of a parameter's dotted name whether it may be pruned; None takes all.
     """
     found: dict[str, Weight] = {}
+    seen: set[nn.Parameter] = set()  # one that has two names, as of tied weights, has one mask
     for prefix, module in model.named_modules():
         for short, parameter in module.named_parameters(prefix, recurse=False):
-            if parameter.dim() > 1 and (prunable is None or prunable(short)):
+            if parameter.dim() < 2 or parameter in seen:
+                continue
+            if prunable is None or prunable(short):
+                seen.add(parameter)
                 found[short] = Weight(
                     short, parameter, GATES.get(type(module), 1), _layer(prefix, short)
                 )
@@ -127,6 +132,8 @@ def _row_units(dot: str, module: nn.Module) -> Units:
 
 def _rnn_units(dot: str, module: nn.Module, gates: int) -> list[Units]:
     """State units of nn.LSTM and nn.GRU, one family for a layer and direction."""
+    if getattr(module, "proj_size", 0):
+        raise UserError("an LSTM with proj_size has no state units that die whole; use proj_size=0")
     size = int(module.hidden_size)  # type: ignore[arg-type]
     names = dict(module.named_parameters())
     ends = sorted({name.split("_", 2)[2] for name in names if name.startswith("weight_hh")})

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from gpsearch import groups as grouping
 from gpsearch.block_masks import BlockMasks
 from gpsearch.cell import HLSTM
+from gpsearch.errors import UserError
 from gpsearch.grow import gradients
 from gpsearch.kernels.dormant import clear_dormant, prepared
 from gpsearch.schedule import GMP, SCHEDULES, Progress, Schedule, Update
@@ -43,8 +44,11 @@ class GrowPrune:
         seed: Of the random seed network and of random growth.
 
     Attributes:
-        masks: A boolean mask for every prunable parameter, by name; True is awake. Whole-unit
-            pruning masks the units' biases too.
+        masks: A boolean mask for every prunable parameter, by name (of a shared one the first);
+            True is awake. Whole-unit pruning masks the units' biases too.
+
+    Raises:
+        UserError: There is no such schedule, or the model has no units for ``row_column``.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class GrowPrune:
         seed: int = 0,
     ) -> None:
         self.model, self.optimizer, self.epochs = model, optimizer, epochs
-        self.schedule: Schedule = SCHEDULES[schedule]() if isinstance(schedule, str) else schedule
+        self.schedule = _schedule(schedule)
         self._weights = grouping.weights(model, prunable)
         self._generator = torch.Generator().manual_seed(seed)
         self._holding = True
@@ -193,6 +197,11 @@ class GrowPrune:
                 self._weights, self.masks, self.schedule.structure, self.schedule.scope
             )
         families = grouping.units(self.model, self._weights)
+        if not families:
+            raise UserError(
+                "structure='row_column' needs units, and this model has none that are prunable: of "
+                "HLSTM, nn.LSTM, nn.GRU and nn.Linear it has no layer; choose another structure"
+            )
         return UnitMasks(self.model, families, self.masks, lambda: self.density)
 
     def _prune(self, density: float) -> None:
@@ -220,12 +229,16 @@ class GrowPrune:
 
     def _slopes(self, losses: Callable[[], Iterable[Tensor]]) -> dict[str, Tensor]:
         parameters = {name: weight.parameter for name, weight in self._weights.items()}
+        kept = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+        self.model.zero_grad()
         self._holding = False
         self._compute_with({})
         try:
             return gradients(parameters, losses(), self.schedule.growth_batches)
         finally:
             self._holding = True
+            for parameter, grad in kept:  # biases take part in the pass, not in its result
+                parameter.grad = grad
 
     def _compute_with(self, masks: Mapping[str, Tensor]) -> None:
         """Tell recurrent layers which weights are awake: where these are few they save the rest."""
@@ -298,6 +311,15 @@ class GrowPrune:
     def _after_step(self, *_: Any) -> None:
         with torch.no_grad():
             clear_dormant([self._held[name] for name in self._awake], [*self._awake.values()])
+
+
+def _schedule(given: Schedule | str) -> Schedule:
+    if not isinstance(given, str):
+        return given
+    if given not in SCHEDULES:
+        raise UserError(f"schedule {given!r} is unknown; one of {', '.join(SCHEDULES)}")
+    schedule: Schedule = SCHEDULES[given]()
+    return schedule
 
 
 def sketch(

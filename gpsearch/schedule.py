@@ -284,7 +284,7 @@ class GP(_Pruning):
             self,
             cycles=1,
             seed_density=seed,
-            peak_density=min(1.0, seed * self.peak_density / self.seed_density),
+            peak_density=max(seed, min(1.0, seed * self.peak_density / self.seed_density)),
             final_density=self.final_density if index == self.cycles - 1 else seed * fall,
         )
         return part, replace(now, epoch=now.epoch - begin, epochs=end - begin)

@@ -57,7 +57,8 @@ class UnitMasks:
         """Give dead hidden units their initial inputs back, so that growth can tell them apart.
 
         With zeros on both sides of such a unit neither has a gradient, and it could never learn.
-        Nothing reads it yet, so the network computes what it did.
+        Nothing reads it yet, so the network computes what it did; but with ``gate_norm`` the gate's
+        mean and variance take the unit in.
         """
         for units, alive in zip(self.families, self._by_family(self.alive), strict=True):
             dead = torch.nonzero(~alive).flatten()

@@ -421,3 +421,31 @@ def test_with_masks_the_awake_weights_get_the_gradients_they_had(
         assert not any(grads[name][~mask].any() for name, mask in masks.items())
     hlstm.use_masks({})
     assert all(torch.equal(a, b) for a, b in zip(dense, run(), strict=True))
+
+
+@pytest.mark.parametrize("gate_hidden", [(), (12,)])
+@pytest.mark.parametrize("shape", [(1, 16), (8, 10), (8, 20), (16, 16), (16,)])
+def test_a_cells_state_of_another_shape_is_named(
+    gate_hidden: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    cell, x = HLSTMCell(8, 16, gate_hidden=gate_hidden), torch.randn(8, 8)
+    good, bad = torch.zeros(8, 16), torch.zeros(shape)
+    with pytest.raises(UserError, match=r"the initial h is .*, not \[8, 16\]"):
+        cell(x, (bad, good))
+    with pytest.raises(UserError, match=r"the initial c is .*, not \[8, 16\]"):
+        cell(x, (good, bad))
+
+
+def test_a_cells_gates_are_for_as_many_rows_as_were_said() -> None:
+    cell = HLSTMCell(3, 5, gate_hidden=(4,), gate_dropout=0.5)
+    with pytest.raises(UserError, match="the gates are those of 2 rows; the input has 6"):
+        cell(torch.randn(6, 3), None, cell.gates(2))
+
+
+def test_a_copy_computes_with_all_weights() -> None:
+    layer = HLSTM(16, 32, gate_hidden=(24,))
+    masks = {n: torch.rand(p.shape) < 0.05 for n, p in layer.named_parameters() if p.dim() > 1}
+    layer.use_masks(masks)  # dormant weights would have to be zero, and are not
+    copied, x = copy.deepcopy(layer), torch.randn(5, 16, 16)
+    layer.use_masks({})
+    assert torch.equal(copied(x)[0], layer(x)[0])

@@ -10,6 +10,8 @@ from torch import nn
 from gpsearch import blocks
 from gpsearch.blocks import SHAPES, spread
 from gpsearch.cell import HLSTM
+from gpsearch.compact import compact
+from gpsearch.errors import UserError
 from gpsearch.groups import groups, weights
 from gpsearch.growprune import GrowPrune, sketch
 from gpsearch.schedule import GMP, GP, SET, Dense, RigL, Selfish
@@ -244,6 +246,69 @@ def test_blocks_live_and_die_whole_under_every_schedule(schedule, structure):
     assert -0.5 * competing <= left < (shape[0] * shape[1] - 0.5) * competing
     assert moved > 0
     assert torch.stack([*batches()]).sum() < first
+
+
+def test_an_average_computes_with_the_weights_that_are_awake_now():
+    torch.manual_seed(0)
+    model, x = HLSTM(8, 32, gate_hidden=(32,)), torch.randn(6, 16, 8)
+    masks = GrowPrune(model, None, SET(final_density=0.1), 4)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    masks.update(2, losses(model))  # other weights are awake now
+    with torch.no_grad():
+        for name, mask in masks.masks.items():
+            model.get_parameter(name).copy_(torch.randn(mask.shape) * mask)
+    average.module.load_state_dict(model.state_dict())
+    masks.hold(average.module)
+
+    torch.testing.assert_close(average.module(x)[0], model(x)[0])
+
+
+def test_what_is_compact_while_masks_are_held_is_small_and_equal():
+    torch.manual_seed(0)
+    model, x = HLSTM(8, 32, gate_hidden=(32,)), torch.randn(6, 64, 8)
+    GrowPrune(model, None, GP(seed_density=0.08, final_density=0.05, structure="row_column"), 4)
+    small = compact(model)
+
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(small(x)[0], model(x)[0])
+
+
+def test_growing_leaves_the_gradients_as_they_were():
+    model = a_model()
+    masks = GrowPrune(model, None, GP(seed_density=0.3), 10)
+    torch.stack([*losses(model)()]).sum().backward()
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    update = masks.update(1, losses(model))
+    assert update is not None
+    assert update.event == "grow"
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.equal(before[name])
+
+
+def test_weights_with_two_names_are_masked_once():
+    embedding, output = nn.Embedding(10, 6), nn.Linear(6, 10, bias=False)
+    output.weight = embedding.weight
+    model = nn.Sequential(embedding, output)
+    masks = GrowPrune(model, None, GMP(final_density=0.5), 4)
+    masks.update(3, lambda: iter(()))
+
+    assert list(masks.masks) == ["0.weight"]
+    assert int(output.weight.count_nonzero()) == masks.nonzeros < 60
+
+
+@pytest.mark.parametrize(
+    ("model", "schedule", "message"),
+    [
+        (nn.Linear(3, 2), "gpx", "schedule 'gpx' is unknown; one of gp, gmp"),
+        (nn.LSTMCell(3, 2), GP(structure="row_column"), "no layer; choose another structure"),
+        (nn.LSTM(3, 4, proj_size=2), GP(structure="row_column"), "use proj_size=0"),
+    ],
+)
+def test_what_cannot_be_grown_and_pruned_says_why(model, schedule, message):
+    with pytest.raises(UserError, match=message):
+        GrowPrune(model, None, schedule, 4)
 
 
 def test_a_model_with_nothing_to_prune_is_left_alone():

@@ -77,6 +77,13 @@ def test_cycles_grow_and_prune_again_each_ending_lower():
     assert phases_and_densities[-1] == ("retrain", 0.1)
 
 
+@pytest.mark.parametrize("cycles", [2, 3, 4, 5, 7])
+@pytest.mark.parametrize("seed", [0.15, 0.3, 0.45, 0.6])
+def test_cycles_may_begin_at_their_peak(seed, cycles):
+    schedule = GP(cycles=cycles, seed_density=seed, peak_density=seed, final_density=seed / 2)
+    assert walk(schedule, 30)[-1][1] == pytest.approx(seed / 2)
+
+
 class TestTheAccuracyGate:
     schedule = GMP(prune_start=0.2, prune_end=0.8, prune_every=2, tolerance=0.1)
 
