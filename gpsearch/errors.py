@@ -1,5 +1,9 @@
-"""The one exception a user sees: a line that says what is wrong, where, and the mend."""
+"""What a user sees of a mistake: a line that says what is wrong, where, and the mend."""
 
 
 class UserError(ValueError):
     """A mistake in what the user gave; the command line prints it as one line and exits with 2."""
+
+
+class Unsupported(UserError):
+    """A model that a device or a program cannot take: in a search its trial fails, and no other."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import math
 import random
 import time
 import traceback
@@ -29,7 +30,7 @@ from gpsearch.deploy import (
     remeasure,
     save_model,
 )
-from gpsearch.errors import UserError
+from gpsearch.errors import Unsupported, UserError
 from gpsearch.files import write_text
 from gpsearch.growprune import sketch
 from gpsearch.kernels.memory import keep_freed_memory
@@ -208,10 +209,10 @@ class Search:
             )
         except TooCostly as gate:
             row |= {"state": "gated", "reason": str(gate), **gate.costs}
-        except (UserError, OSError, TimeUp):
-            raise  # not the candidate's fault
-        except Exception as failure:  # a failed trial is recorded, and the study goes on
-            self._log(number, traceback.format_exc())
+        except Exception as failure:
+            if _ends_the_study(failure, number):
+                raise
+            self._log(number, traceback.format_exc())  # recorded, and the study goes on
             row |= {"state": "failed", "reason": f"{type(failure).__name__}: {failure}"}
         row["train_s"] = self._trained_s(number)
         self.study.add(proposal, row, self.settings.goals, self.settings.limits)
@@ -253,8 +254,12 @@ class Search:
         """Return the columns of a complete trial.
 
         Raises:
-            ValueError: An objective has no value of the kind that may share the front.
+            ValueError: An objective has no value of the kind that may share the front, or the error
+                is no number.
         """
+        metrics = {name: float(value) for name, value in metrics.items()}  # numpy's too
+        if not math.isfinite(error := tasks.error(self.task, metrics)):
+            raise ValueError(f"the error of the compact network is {error}")
         record = {"metrics": metrics, "signatures": tasks.signatures(self.task)}
         text = json.dumps({**record, **reading.to_dict()}, indent=2)
         write_text(self.study.trial_folder(number) / "reading.json", text + "\n")
@@ -268,7 +273,7 @@ class Search:
             "metric": self.task.metric,
             "metric_unit": tasks.unit(self.task),
             **metrics,
-            "error": tasks.error(self.task, metrics),
+            "error": error,
             **columns(reading),
             "flags": "; ".join(reading.flags),
         }
@@ -318,3 +323,14 @@ class Search:
             row = remeasure(self.study.folder, number)
             self.study.save_final(number, row)
             self.listener.final_ends(number, row)
+
+
+def _ends_the_study(failure: Exception, number: int) -> bool:
+    """Tell failures that others would share from those of one candidate.
+
+    What cannot run on the device is the candidate's fault, but for the first one: that is what all
+    others are held against.
+    """
+    if isinstance(failure, Unsupported):
+        return number == 0
+    return isinstance(failure, UserError | OSError | TimeUp)

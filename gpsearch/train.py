@@ -78,7 +78,8 @@ def grow_and_prune(
         pause: Called before every batch; may wait, as while somebody measures on this machine.
 
     Raises:
-        TrainingFailed: The loss is NaN or explodes, or memory runs out.
+        TrainingFailed: The loss is NaN or explodes, the development error is NaN, or memory runs
+            out.
         UserError: ``folder`` holds the checkpoint of another training.
     """
     run = _Run(model.to(device), task, schedule, training, seed, pause)
@@ -89,7 +90,7 @@ def grow_and_prune(
         started = time.perf_counter()
         event = run.change_masks()
         phase = run.masks.phase(run.epoch)
-        loss = run.train_epoch(device)
+        loss = run.train_epoch()
         run.finish_epoch(phase, event, loss, time.perf_counter() - started)
         if folder is not None:
             run.save(folder)
@@ -140,7 +141,7 @@ class _Run:
             self.best = None  # a network of another density is another network
         return f"{update.event} {before:.3f} to {self.masks.density:.3f}"
 
-    def train_epoch(self, device: str) -> float:
+    def train_epoch(self) -> float:
         """Pass once over the training data and return the mean loss."""
         self.model.train()
         batches = list(self.task.batches(self.training, self.epoch, self.seed))
@@ -167,7 +168,7 @@ class _Run:
             ) from error
         value = float(loss.detach())
         self.first_loss = self.first_loss or value
-        if not math.isfinite(value) or value > EXPLODED * self.first_loss:
+        if not math.isfinite(value) or value > EXPLODED * abs(self.first_loss):
             raise TrainingFailed(
                 f"the loss is {value:.4g} in epoch {self.epoch}, step {step}: lower "
                 f"training.learning_rate ({self.training.learning_rate:g}) or training.clip "
@@ -211,7 +212,10 @@ class _Run:
         return event
 
     def _dev_error(self) -> float:
-        return tasks.error(self.task, self.task.evaluate(self.model))
+        error = tasks.error(self.task, self.task.evaluate(self.model))
+        if math.isnan(error):
+            raise TrainingFailed(f"the development error is {error} after epoch {self.epoch}")
+        return error
 
     def _remember_best(self) -> None:
         assert self.error is not None

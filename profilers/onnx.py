@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gpsearch.errors import UserError
+from gpsearch.errors import Unsupported, UserError
 from gpsearch.profiling import API_VERSION, DeviceFacts, exported, machine, seconds_of, to_onnx
 
 Handle = Callable[[], Any]
@@ -56,7 +56,7 @@ class OnnxProfiler:
         """Export the model and see that its outputs are equal in ONNX Runtime.
 
         Raises:
-            UserError: It cannot be exported, or it cannot run there.
+            Unsupported: It cannot be exported, or it cannot run there.
         """
         import onnxruntime
 
@@ -74,9 +74,9 @@ class OnnxProfiler:
             raise
         except Exception as error:  # of onnxruntime's own kinds, without a common base
             reason = " ".join(str(error).split())
-            raise UserError(f"unsupported: ONNX Runtime refuses this model: {reason}") from error
+            raise Unsupported(f"unsupported: ONNX Runtime refuses this model: {reason}") from error
         if difference := program.check(found):
-            raise UserError(f"unsupported: ONNX Runtime runs this model wrong: {difference}")
+            raise Unsupported(f"unsupported: ONNX Runtime runs this model wrong: {difference}")
         return partial(session.run, None, inputs)
 
     def run(self, handles: Sequence[Handle], schedule: Sequence[int]) -> list[float]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpsearch.errors import UserError
+from gpsearch.errors import Unsupported
 from gpsearch.profiling import API_VERSION, DeviceFacts, machine, seconds_of
 
 Handle = Callable[[], Any]
@@ -47,7 +47,7 @@ class Pt2Profiler:
         """Export the model, read it back, and see that its outputs are equal.
 
         Raises:
-            UserError: torch.export cannot export it.
+            Unsupported: torch.export cannot export it.
         """
         model, arguments = (
             copy.deepcopy(model).cpu().eval(),
@@ -82,4 +82,6 @@ def _through_pt2(model: nn.Module, arguments: tuple[Tensor, ...]) -> nn.Module:
             return torch.export.load(file).module()
     except Exception as error:  # of many kinds, by what the model does
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"unsupported: torch.export cannot export this model: {reason}") from error
+        raise Unsupported(
+            f"unsupported: torch.export cannot export this model: {reason}"
+        ) from error

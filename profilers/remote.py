@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from gpsearch.errors import UserError
+from gpsearch.errors import Unsupported, UserError
 from gpsearch.profiling import (
     AGENT,
     API_VERSION,
@@ -130,7 +130,7 @@ class RemoteProfiler:
         """Export the model, send what the device lacks, and see that its outputs are equal there.
 
         Raises:
-            UserError: The model cannot run there; the reason begins with "unsupported".
+            Unsupported: The model cannot run there.
         """
         program = exported(model, example)
         whole = json.dumps(program.text).encode() + program.weights + packed(program.example)[1]
@@ -190,7 +190,7 @@ class RemoteProfiler:
         if "missing" in answer:
             answer = pipe.ask(self.patience.answer_s, "load", **request)
         if difference := program.check(_outputs(self.name, answer)):
-            raise UserError(
+            raise Unsupported(
                 f"unsupported: device {self.name!r} runs this model wrong: {difference}"
             )
         self._loaded[handle.name] = handle
@@ -303,7 +303,9 @@ class Pipe:
         answer = self._answer(time.monotonic() + deadline_s)
         kind, reason = answer.get("error"), answer.get("reason")
         if kind == "unsupported":
-            raise UserError(f"unsupported: device {self.device!r} cannot run this model: {reason}")
+            raise Unsupported(
+                f"unsupported: device {self.device!r} cannot run this model: {reason}"
+            )
         if kind:
             fault = DeviceBusy if kind == "busy" else DeviceCrashed
             raise fault(f"device {self.device!r}: {kind}: {reason}")

@@ -17,7 +17,7 @@ from torch import nn
 
 from gpsearch import report
 from gpsearch.deploy import load_model
-from gpsearch.errors import UserError
+from gpsearch.errors import Unsupported, UserError
 from gpsearch.profiling import Host, Quantity, measure
 from gpsearch.quantize import quantize_weights
 from gpsearch.search import Search, StudyFailed, TimeUp
@@ -177,6 +177,50 @@ def test_failures_are_recorded_and_a_hopeless_study_gives_up(tmp_path):
     assert "Traceback" in (study.trial_folder(0) / "log.txt").read_text()
 
 
+class NoHiddenLayers(ToyDevice):
+    """A device that cannot run gates with hidden layers."""
+
+    def load(self, model, example):
+        if any("weight_gate" in name for name, _ in model.named_parameters()):
+            raise Unsupported("unsupported: this device has no hidden layers")
+        return super().load(model, example)
+
+
+def test_a_candidate_that_the_device_cannot_run_fails_alone(tmp_path):
+    study = a_study(tmp_path / "toy", budget=6, device="tests.test_search:NoHiddenLayers")
+    states = [row["state"] for row in run(study).rows]
+
+    assert states[:2] == ["complete", "complete"]
+    assert "failed" in states
+    assert all("no hidden layers" in row.get("reason", "no hidden layers") for row in study.rows())
+
+
+class RunsNothing(ToyDevice):
+    def load(self, model, example):
+        raise Unsupported("unsupported: whatever it is")
+
+
+def test_a_device_that_cannot_run_the_first_baseline_ends_the_study(tmp_path):
+    study = a_study(tmp_path / "toy", device="tests.test_search:RunsNothing")
+    with pytest.raises(UserError, match="unsupported: whatever it is"):
+        run(study)
+    assert study.rows() == []
+
+
+class LosesItsError(ToyTask):
+    """A task whose error is no number once a model has been made compact."""
+
+    def evaluate(self, model, split="dev"):
+        trained = any(p.grad is not None for p in model.parameters())
+        return super().evaluate(model, split) if trained else {"err": float("nan")}
+
+
+def test_an_error_that_is_no_number_fails_a_trial(tmp_path):
+    study = a_study(tmp_path / "toy", budget=9, task="tests.test_search:LosesItsError")
+    with pytest.raises(StudyFailed, match="the error of the compact network is nan"):
+        run(study)
+
+
 def test_energy_without_a_counter_is_refused_at_the_start(tmp_path):
     study = a_study(tmp_path / "toy", objectives="error,energy")
     with pytest.raises(UserError, match="cannot measure energy_j: no counter here"):
@@ -299,7 +343,7 @@ def test_a_second_run_on_a_folder_is_refused(tmp_path):
         code, _, err = call("resume", study.folder)
 
     assert code == 2
-    assert "another gpsearch works on this study" in err
+    assert "another gpsearch works there" in err
     assert len(err.strip().splitlines()) == 1
 
 

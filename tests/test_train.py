@@ -9,6 +9,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -165,6 +166,43 @@ def out_of_memory(loss):
 def test_what_cannot_go_on_says_why_and_the_mend(fault, message):
     with pytest.raises(TrainingFailed, match=message):
         train(task=BrokenTask(fault), schedule=Dense())
+
+
+class NumpyTask(ToyTask):
+    """A task whose metrics are numpy's numbers."""
+
+    def evaluate(self, model, split="dev"):
+        return {name: np.float64(value) for name, value in super().evaluate(model, split).items()}
+
+
+def test_metrics_may_be_numpys(tmp_path):
+    train(tmp_path, task=NumpyTask())
+    (tmp_path / "history.csv").unlink()
+    train(tmp_path, task=NumpyTask())  # the checkpoint can be read
+    assert (tmp_path / "history.csv").exists()
+
+
+class LostTask(ToyTask):
+    """A task whose development error is no number."""
+
+    def evaluate(self, model, split="dev"):
+        return {"err": float("nan")}
+
+
+def test_an_error_that_is_no_number_ends_a_training():
+    with pytest.raises(TrainingFailed, match="the development error is nan after epoch 0"):
+        train(task=LostTask())
+
+
+class NegativeTask(ToyTask):
+    """A task whose loss is a log-likelihood ratio, below zero from the start."""
+
+    def loss(self, model, batch):
+        return super().loss(model, batch) - 5
+
+
+def test_a_loss_may_be_negative():
+    assert not train(task=NegativeTask(), schedule=Dense()).training
 
 
 def test_the_best_weights_are_those_of_the_final_density(tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from gpsearch.errors import UserError
+from gpsearch.errors import Unsupported
 from gpsearch.exporting import agent, functions
 from gpsearch.exporting.agent import machine, seconds_of
 from gpsearch.exporting.onnx import to_onnx
@@ -52,5 +52,7 @@ def exported(model: nn.Module, example: tuple[Any, ...]) -> Program:
     program = record(copy.deepcopy(model).cpu().eval(), example)
     loaded = agent.Program(program.text, program.weights)
     if difference := program.check(loaded.run(*program.example)):
-        raise UserError(f"unsupported: {type(model).__name__} as a program is wrong: {difference}")
+        raise Unsupported(
+            f"unsupported: {type(model).__name__} as a program is wrong: {difference}"
+        )
     return program

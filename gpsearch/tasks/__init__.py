@@ -79,7 +79,7 @@ def prunable(task: Task, schedule: Schedule) -> Callable[[str], bool]:
 
 def error(task: Task, metrics: Mapping[str, float]) -> float:
     """Return what is minimised (see `Task.evaluate`)."""
-    return metrics.get("error", metrics[task.metric])
+    return float(metrics.get("error", metrics[task.metric]))
 
 
 def unit(task: Task) -> str:
