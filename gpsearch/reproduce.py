@@ -22,8 +22,9 @@ from gpsearch.candidate import Candidate, record
 from gpsearch.compact import compact
 from gpsearch.deploy import columns, load_model, read_costs, save_model
 from gpsearch.errors import UserError
-from gpsearch.files import read_toml, write_text
+from gpsearch.files import locked, read_toml, write_text
 from gpsearch.kernels.memory import keep_freed_memory
+from gpsearch.profiling import Host
 from gpsearch.space import Space
 from gpsearch.study import Row, environment
 from gpsearch.tasks import Task
@@ -137,14 +138,15 @@ class Reproduction:
             raise UserError(f"--row {sorted(unknown)[0]}: no such row; there are: {known}")
         task = tasks.find(self.comparison.task, self.comparison.data_path)
         keep_freed_memory()
-        for seed in range(self.comparison.seeds):
-            for name, candidate in self.candidates.items():
-                if (not only or name in only) and not self._path(name, seed).exists():
-                    listener.row_begins(name, seed, candidate)
-                    row = self._row(name, seed, task, listener)
-                    write_text(self._path(name, seed), json.dumps(row, indent=2) + "\n")
-                    listener.row_ends(row)
-                    yield row
+        with locked(self.folder):
+            for seed in range(self.comparison.seeds):
+                for name, candidate in self.candidates.items():
+                    if (not only or name in only) and not self._path(name, seed).exists():
+                        listener.row_begins(name, seed, candidate)
+                        row = self._row(name, seed, task, listener)
+                        write_text(self._path(name, seed), json.dumps(row, indent=2) + "\n")
+                        listener.row_ends(row)
+                        yield row
 
     def rows(self) -> list[Row]:
         """Return what is finished, in the order of the rows and seeds."""
@@ -154,16 +156,18 @@ class Reproduction:
     def _row(self, name: str, seed: int, task: Task, listener: Listener) -> Row:
         """Train one row, measure it beside the first, and score it on both splits."""
         candidate, folder = self.candidates[name], self._path(name, seed).parent
+        epochs = candidate.training.epochs
         write_text(folder / "candidate.toml", candidate.to_toml())
         torch.manual_seed(seed)
         with closing(profiling.find(self.comparison.device)) as device:
             if not (folder / "model.pt").exists():
-                model = grow_and_prune(
-                    task.build(candidate.architecture), task, candidate.schedule,
-                    candidate.training, folder=folder, seed=seed,
-                    device=device.probe().torch_device,
-                    listener=lambda epoch: listener.epoch_ends(epoch, candidate.training.epochs),
-                )  # fmt: skip
+                with Host().sharing() as pause:  # while another study measures here
+                    model = grow_and_prune(
+                        task.build(candidate.architecture), task, candidate.schedule,
+                        candidate.training, folder=folder, seed=seed, pause=pause,
+                        device=device.probe().torch_device,
+                        listener=lambda epoch: listener.epoch_ends(epoch, epochs),
+                    )  # fmt: skip
                 small = compact(model.cpu(), weights=candidate.deployment.weights)
                 save_model(small, folder / "model.pt")
             deployed = compact(load_model(folder / "model.pt"))

@@ -7,13 +7,11 @@ A kill at any moment therefore loses no finished trial, and the unfinished one g
 
 from __future__ import annotations
 
-import fcntl
 import json
 import platform
 import statistics
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpsearch.candidate import Candidate
 from gpsearch.errors import UserError
-from gpsearch.files import write_text
+from gpsearch.files import locked, write_text
 from gpsearch.objectives import Constraint, Objective
 from gpsearch.profiling import DeviceFacts
 from gpsearch.sampling import Proposal
@@ -60,7 +58,8 @@ class Study:
         """Start a study in a new folder.
 
         Raises:
-            UserError: The folder holds a study, or cannot be written.
+            UserError: The folder holds a study, another process works there, or it cannot be
+                written.
         """
         if (folder / "trials" / "0").exists():
             raise UserError(
@@ -70,9 +69,10 @@ class Study:
         space = snapped(Space.read(settings.space), settings)
         try:
             (folder / "trials").mkdir(parents=True, exist_ok=True)
-            write_text(folder / "space.toml", space.text)
-            write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
-            write_text(folder / "config.toml", settings.to_toml())
+            with locked(folder):  # one that has just begun has no trial to be known by
+                write_text(folder / "space.toml", space.text)
+                write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+                write_text(folder / "config.toml", settings.to_toml())
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
         return cls(folder)
@@ -83,21 +83,9 @@ class Study:
         space = Space.read(str(self.folder / "space.toml"))
         return space.override(epochs=self.settings.epochs) if self.settings.epochs else space
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out; the operating system lets go when this one ends, however.
-
-        Raises:
-            UserError: Another process works on this folder.
-        """
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(
-                    f"{self.folder}: another gpsearch works on this study; wait for it or stop it"
-                ) from None
-            yield
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes out; see `gpsearch.files.locked`."""
+        return locked(self.folder)
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder of a trial."""

@@ -86,6 +86,15 @@ def test_what_was_interrupted_goes_on_and_ends_in_the_same_numbers(
     assert scores(Reproduction(folder).rows()) == scores(whole)
 
 
+def test_two_at_once_are_refused(tmp_path: Path, comparison: Comparison) -> None:
+    found = Reproduction.begin(tmp_path / "out", comparison)
+    at_work = found.run(Notes())
+    next(at_work)
+    with pytest.raises(UserError, match="another gpsearch works there"):
+        next(Reproduction(tmp_path / "out").run(Notes()))
+    assert len(list(at_work)) == 3
+
+
 def test_rows_can_be_done_one_at_a_time(tmp_path: Path, comparison: Comparison) -> None:
     found, notes = Reproduction.begin(tmp_path / "out", comparison), Notes()
     list(found.run(notes, only=["gp_hlstm"]))

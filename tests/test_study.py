@@ -135,6 +135,14 @@ def test_two_at_once_are_refused(tmp_path):
         pass
 
 
+def test_a_study_that_has_just_begun_is_not_begun_again(tmp_path):
+    study = a_study(tmp_path / "s", budget=7)
+    with study.locked(), pytest.raises(UserError, match="another gpsearch works"):
+        a_study(tmp_path / "s", budget=3)
+
+    assert Study(study.folder).settings.budget == 7
+
+
 def test_a_budget_below_what_is_done_is_refused(tmp_path):
     study = a_study(tmp_path / "s", budget=9, timeout="1h")
     add(study)

@@ -164,11 +164,11 @@ def compare(
 
 def _work(study: Study, prepare: Callable[[Study], None] = lambda study: None) -> None:
     """Run a study to its end, its pictures and tables renewed after every trial."""
-    from gpsearch import report
-    from gpsearch.progress import Progress
-    from gpsearch.search import Search, TimeUp
-
     with study.locked():
+        from gpsearch import report  # slow: after the lock, which nobody should take in between
+        from gpsearch.progress import Progress
+        from gpsearch.search import Search, TimeUp
+
         prepare(study)
         progress = Progress(study, lambda: report.write(report.Results.of(study)))
         try:
