@@ -85,7 +85,7 @@ class Training:
     warmup: float = 0.1
     """Share of the run in which the learning rate rises from zero."""
     weight_decay: float = 0.01
-    """Decoupled weight decay."""
+    """Weight decay: decoupled with adamw, a part of the gradient with sgd."""
     clip: float = 5.0
     """Largest norm of a step's gradient."""
     augment: float = 1.0

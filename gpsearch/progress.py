@@ -183,23 +183,22 @@ def devices_text() -> str:
     return "\n".join(lines) + "\n"
 
 
-def diagnosis() -> tuple[str, bool]:
-    """Return what works here, what doesn't and the remedy; and whether a search can run."""
+def diagnosis() -> str:
+    """Return what works here, what doesn't and the remedy."""
     import torch
 
     lines = [f"torch {torch.__version__}, {torch.get_num_threads()} threads"]
     lines += [f"kernels {native.description()}"]
     lines += [devices_text().rstrip()]
-    healthy, verdict = _ranking_works()
-    lines += [verdict]
+    lines += [_timing()]
     free_gb = shutil.disk_usage(".").free / 1e9
     lines += [f"disk    {free_gb:.1f} GB free here" + (" (a study wants 1)" if free_gb < 1 else "")]
     if importlib.util.find_spec("pynvml") is None:
         lines += ["nvml    not installed; for energy on NVIDIA GPUs: pip install 'gpsearch[gpu]'"]
-    return "\n".join(lines) + "\n", healthy
+    return "\n".join(lines) + "\n"
 
 
-def _ranking_works() -> tuple[bool, str]:
+def _timing() -> str:
     """Measure a model against itself on the CPU."""
     import torch
 
@@ -208,8 +207,8 @@ def _ranking_works() -> tuple[bool, str]:
     )
     ratio = reading["latency_ratio"].value
     if reading.stable:
-        return True, f"timing  a model against itself: {ratio:.3f}, good enough to rank models"
-    return True, "timing  noisy: " + "; ".join(reading.flags) + "; stop other work before a search"
+        return f"timing  a model against itself: {ratio:.3f}, good enough to rank models"
+    return "timing  noisy: " + "; ".join(reading.flags) + "; stop other work before a search"
 
 
 def _number(value: float | int) -> str:

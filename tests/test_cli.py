@@ -81,12 +81,17 @@ def test_train_and_profile_a_candidate(tmp_path):
         "[architecture]\nhidden_size = 6\ngate_width = 4\n[schedule]\nname = 'gp'\n"
         "[training]\nepochs = 4\nbatch_size = 16\n"
     )
-    code, out, err = call("train", candidate, *TOY, "--out", tmp_path / "t")
+    train = ["train", candidate, *TOY, "--out", tmp_path / "t"]
+    code, out, err = call(*train)
     assert code == 0, err
     assert "test: err" in out
     assert (tmp_path / "t" / "history.csv").exists()
     assert call("profile", candidate, *TOY, *TOY_DEVICE)[0] == 0
     assert call("profile", tmp_path / "t", *TOY, *TOY_DEVICE)[0] == 0
+
+    code, _, err = call(*train)
+    assert code == 2
+    assert "t: holds a trained model already; choose another --out" in err
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,7 @@ def test_devices_tell_what_they_can_and_why_not():
 
 
 def test_the_doctor_looks_at_torch_devices_timing_and_disk():
-    text, healthy = diagnosis()
+    text = diagnosis()
 
-    assert healthy
     for word in ("torch", "cpu", "timing", "disk"):
         assert word in text

@@ -25,6 +25,10 @@ def train(
     threads: Annotated[int, typer.Option(help="Threads that train.")] = 1,
 ) -> None:
     """Train one candidate by its schedule, outside a study."""
+    folder = out or RESULTS / candidate.stem
+    if (folder / "model.pt").exists():
+        raise UserError(f"{folder}: holds a trained model already; choose another --out")
+
     import torch
 
     from gpsearch import tasks
@@ -38,7 +42,6 @@ def train(
 
     chosen = Candidate.read(candidate)
     learned = tasks.find(task, data)
-    folder = out or RESULTS / candidate.stem
     for note in learned.notes:
         typer.echo(f"note: {note}")
     keep_freed_memory()
