@@ -176,13 +176,15 @@ def main(arguments: list[str]) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks deployed")
     parser.add_argument("folder", type=Path, help="what `gpsearch reproduce speech` left")
-    parser.add_argument("--seconds", type=float, default=6.0, help="for one latency, at most")
+    parser.add_argument("--seconds", type=float, default=6.0, help="for one latency, at most (6)")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     flags = parser.parse_args(arguments)
     torch.set_num_threads(1)
     found = Reproduction(flags.folder)
     task = tasks.find("speech", found.comparison.data_path)
     assert isinstance(task, SpeechTask)
+    if not _path(found, REFERENCE, 0).exists():
+        parser.error(f"{_path(found, REFERENCE, 0)} is missing; run gpsearch reproduce speech")
     measured = rows(found, task, flags.seconds)
     columns = [
         Column("way", "network"),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MISSING = "ONNX Runtime is not installed: pip install 'gpsearch[onnx]'"
+MISSING = "ONNX Runtime is not installed: pip install onnx onnxruntime"
 
 State = tuple[Any, Any]
 

@@ -43,7 +43,7 @@ A map, in reading order:
     progress    what a person sees while a search works
     cli         the commands
     files       writing files so that a kill leaves no halves
-    errors      `UserError`: a mistake that its message mends
+    errors      `UserError`: a mistake that its message mends; `Unsupported`: by a device
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from importlib import import_module, metadata
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from gpsearch.errors import UserError
+from gpsearch.errors import Unsupported, UserError
 
 if TYPE_CHECKING:
     from gpsearch.cell import HLSTM, HLSTMCell
@@ -72,6 +72,7 @@ __all__ = [
     "Quantity",
     "Reading",
     "Stream",
+    "Unsupported",
     "UserError",
     "__version__",
     "compact",

@@ -194,7 +194,7 @@ def diagnosis() -> str:
     free_gb = shutil.disk_usage(".").free / 1e9
     lines += [f"disk    {free_gb:.1f} GB free here" + (" (a study wants 1)" if free_gb < 1 else "")]
     if importlib.util.find_spec("pynvml") is None:
-        lines += ["nvml    not installed; for energy on NVIDIA GPUs: pip install 'gpsearch[gpu]'"]
+        lines += ["nvml    not installed; for energy on NVIDIA GPUs: pip install nvidia-ml-py"]
     return "\n".join(lines) + "\n"
 
 

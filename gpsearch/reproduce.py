@@ -22,7 +22,7 @@ from gpsearch.candidate import Candidate, record
 from gpsearch.compact import compact
 from gpsearch.deploy import columns, load_model, read_costs, save_model
 from gpsearch.errors import UserError
-from gpsearch.files import locked, read_toml, write_text
+from gpsearch.files import locked, make_folder, read_toml, write_text
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.profiling import Host
 from gpsearch.space import Space
@@ -104,10 +104,12 @@ class Reproduction:
         """Begin in a new folder, or go on in one that was begun with the same words.
 
         Raises:
-            UserError: The folder holds another comparison, or the space names no rows.
+            UserError: The folder holds another comparison or cannot be written, or the space names
+                no rows.
         """
         space = Space.read(comparison.space)
         space.row_candidates()
+        make_folder(folder)
         text = "".join(
             f"{key} = {json.dumps(value)}\n" for key, value in asdict(comparison).items()
         )

@@ -66,7 +66,7 @@ class Settings:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)} should be {least} or more")
         if not 0 <= self.estimate_energy < math.inf:
-            raise ValueError(f"estimate_energy = {self.estimate_energy} should be a power in W")
+            raise ValueError(f"estimate-energy = {self.estimate_energy} should be a power in W")
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler = {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
 

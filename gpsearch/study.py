@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpsearch.candidate import Candidate
 from gpsearch.errors import UserError
-from gpsearch.files import locked, write_text
+from gpsearch.files import locked, make_folder, write_text
 from gpsearch.objectives import Constraint, Objective
 from gpsearch.profiling import DeviceFacts
 from gpsearch.sampling import Proposal
@@ -67,14 +67,11 @@ class Study:
                 "or choose another --out"
             )
         space = snapped(Space.read(settings.space), settings)
-        try:
-            (folder / "trials").mkdir(parents=True, exist_ok=True)
-            with locked(folder):  # one that has just begun has no trial to be known by
-                write_text(folder / "space.toml", space.text)
-                write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
-                write_text(folder / "config.toml", settings.to_toml())
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+        make_folder(folder / "trials")
+        with locked(folder):  # one that has just begun has no trial to be known by
+            write_text(folder / "space.toml", space.text)
+            write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+            write_text(folder / "config.toml", settings.to_toml())
         return cls(folder)
 
     @property

@@ -1,7 +1,7 @@
 """CUDA and ROCm devices: latency by events, energy by the board's counter, peak memory.
 
-Needs `pip install gpsearch[gpu]` for energy, which NVIDIA counts from Volta on; on a Jetson and on
-AMD's GPUs, `gpsearch[zeus]`. ``--device gpu`` is the first visible device, ``gpu:1`` the second,
+Needs `pip install nvidia-ml-py` for energy, which NVIDIA counts from Volta on; on a Jetson and on
+AMD's GPUs, `pip install zeus`. ``--device gpu`` is the first visible device, ``gpu:1`` the second,
 ``gpu:GPU-5a3f...`` the one of this UUID. Clocks, power limits and modes stay as they are.
 
 The logic of `Nvml` is tested with a stand-in of NVIDIA's library that replays a board's counter;
@@ -273,7 +273,7 @@ def _pynvml() -> Any:
     try:
         import pynvml
     except ImportError as error:
-        raise ImportError("NVML's bindings are missing: pip install gpsearch[gpu]") from error
+        raise ImportError("NVML's bindings are missing: pip install nvidia-ml-py") from error
     return pynvml
 
 

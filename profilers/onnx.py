@@ -1,6 +1,6 @@
 """ONNX Runtime on the processor this runs on, in a single thread.
 
-Needs `pip install 'gpsearch[onnx]'`. The graph is gpsearch's own (`gpsearch.profiling.to_onnx`).
+Needs `pip install onnx onnxruntime`. The graph is gpsearch's own (`gpsearch.profiling.to_onnx`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class OnnxProfiler:
             import onnx
             import onnxruntime
         except ImportError as error:
-            why_not = f"{error.name} is missing: pip install 'gpsearch[onnx]'"
+            why_not = f"{error.name} is missing: pip install onnx onnxruntime"
             return DeviceFacts("onnx-cpu", {}, unavailable={"latency_s": why_not})
         return DeviceFacts(
             name="onnx-cpu",

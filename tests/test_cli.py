@@ -94,6 +94,12 @@ def test_train_and_profile_a_candidate(tmp_path):
     assert "t: holds a trained model already; choose another --out" in err
 
 
+def test_profile_knows_the_task_of_a_trials_study(folder):
+    trial = next(folder.glob("trials/*/model.pt")).parent
+    assert call("profile", trial, *TOY_DEVICE)[0] == 0
+    assert call("profile", trial / "candidate.toml", *TOY_DEVICE)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -108,6 +114,7 @@ def test_train_and_profile_a_candidate(tmp_path):
         (["run", "--task", "nowhere:Task"], "'nowhere:Task' cannot be loaded"),
         (["run", "--data", "nowhere"], "nowhere"),
         (["run", "--objectives", "error,energy"], "cannot measure"),
+        (["run", "--estimate-energy", "-5"], "--estimate-energy = -5.0 should be a power"),
         (["resume", "nowhere"], "no results folder"),
         (["front", "nowhere"], "no results folder"),
         (["train", "nowhere.toml"], "nowhere.toml: cannot be read"),
@@ -116,6 +123,9 @@ def test_train_and_profile_a_candidate(tmp_path):
         (["profile", "--sweep", "hidden=9"], "should look like hidden=64:512:8"),
         (["remeasure", "nowhere"], "no results folder"),
         (["compare", "nowhere", "elsewhere"], "no results folder"),
+        (["compare", "a", "b", "--out", "picture.foo"], "should end in one of .png, .svg"),
+        (["train", "c.toml", "--out", f"{__file__}/out"], "cannot be written"),
+        (["reproduce", "speech", "--out", __file__], "cannot be written"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(words, message, tmp_path, capsys, monkeypatch):

@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from gpsearch.files import write_atomically, write_text
+from gpsearch.errors import UserError
+from gpsearch.files import locked, make_folder, write_atomically, write_text
 
 
 def test_the_new_content_replaces_the_old(tmp_path):
@@ -27,3 +28,22 @@ def test_a_failure_leaves_the_old_content_and_no_litter(tmp_path):
 
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    make_folder(tmp_path / "a" / "b")
+    assert os.listdir(tmp_path / "a" / "b") == []
+
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "c"):
+        with pytest.raises(UserError, match=r"file.*: cannot be written \(.+\)"):
+            make_folder(folder)
+
+
+def test_a_folder_is_locked_once_and_again_when_it_is_free(tmp_path):
+    with locked(tmp_path):
+        make_folder(tmp_path)  # which is no way in
+        with pytest.raises(UserError, match="another gpsearch works there"), locked(tmp_path):
+            pass
+    with locked(tmp_path):
+        pass

@@ -150,7 +150,7 @@ def test_plug_ins_import_the_profiling_contract_only() -> None:
 
 
 def test_the_public_names_are_complete_and_sorted() -> None:
-    public = [*gpsearch._HOMES, "UserError", "__version__"]
+    public = [*gpsearch._HOMES, "Unsupported", "UserError", "__version__"]
     assert gpsearch.__all__ == sorted(public, key=_constants_classes_functions)
     assert set(gpsearch.__all__) <= set(dir(gpsearch))
     assert all(getattr(gpsearch, name) for name in gpsearch.__all__)

@@ -18,8 +18,8 @@ from gpsearch.profiling import Host
 from gpsearch.tasks.speech import SpeechModel
 from tests.test_exporting import ARCHITECTURES, Assorted
 
-onnx = pytest.importorskip("onnx", reason="needs pip install 'gpsearch[onnx]'")
-ort = pytest.importorskip("onnxruntime", reason="needs pip install 'gpsearch[onnx]'")
+onnx = pytest.importorskip("onnx", reason="needs pip install onnx")
+ort = pytest.importorskip("onnxruntime", reason="needs pip install onnxruntime")
 
 
 def error(program: Program) -> float:

@@ -12,7 +12,7 @@ from gpsearch import report
 from gpsearch.candidate import Architecture, Candidate
 from gpsearch.objectives import constraint, objectives
 from gpsearch.report import Results
-from gpsearch.report.picture import ceiling, is_wide, points, staircase
+from gpsearch.report.picture import Point, _has_room_above, ceiling, is_wide, points, staircase
 from gpsearch.schedule import GMP, GP
 from gpsearch.study import Row
 
@@ -279,6 +279,16 @@ def test_a_point_has_its_interval_and_its_rank(tmp_path: Path) -> None:
     assert (pruned.x, pruned.error, pruned.baseline) == (1.5, 30, "pruned_lstm")
     assert pruned.below == pytest.approx(0.06)
     assert (pruned.cell, grown.cell, grown.schedule) == ("LSTM", "H-LSTM", "gp")
+
+
+def test_of_neighbouring_baselines_the_upper_has_its_name_above() -> None:
+    def at(error: float) -> Point:
+        return Point(0, 1.0, error, 0.0, 0.0, "dense", "LSTM", "front", "dense_lstm")
+
+    upper, middle, lower = baselines = [at(0.9), at(0.3), at(0.2)]
+    assert [_has_room_above(one, baselines) for one in baselines] == [True, True, False]
+    assert _has_room_above(upper, [upper])
+    assert not _has_room_above(lower, [middle, lower])
 
 
 def test_hopeless_trials_do_not_flatten_the_picture(tmp_path: Path) -> None:

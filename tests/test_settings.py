@@ -29,8 +29,8 @@ def test_times(text, seconds):
         ({"sampler": "magic"}, "'magic' is not one of tpe"),
         ({"objectives": "error"}, "at least one cost"),
         ({"constraint": ("x<=1",)}, "'x' is none of"),
-        ({"estimate_energy": -1.0}, "--estimate_energy = -1.0 should be a power in W"),
-        ({"estimate_energy": float("nan")}, "--estimate_energy = nan should be a power in W"),
+        ({"estimate_energy": -1.0}, "--estimate-energy = -1.0 should be a power in W"),
+        ({"estimate_energy": float("nan")}, "--estimate-energy = nan should be a power in W"),
         ({"seed": -1}, "--seed = -1 should be 0 or more"),
     ],
 )

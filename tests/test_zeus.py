@@ -283,13 +283,13 @@ def test_a_machine_that_zeus_knows_is_told_what_to_install(
 ) -> None:
     missing = here(tmp_path, raising(ModuleNotFoundError("No module named 'zeus'")))
     reason = CpuProfiler(sources=no_rapl(tmp_path), chip=missing).probe().unavailable["energy_j"]
-    remedy = "which is missing: pip install 'gpsearch[zeus]'"
+    remedy = "which is missing: pip install 'zeus>=0.16'"
     assert reason == f"the energy of {name} is read by Zeus, {remedy}"
     # As it is where Zeus is there, but not what it needs on this chip.
     blind = here(tmp_path, raising(LookupError("No observable SoC was found.")))
     reason = str(blind.meter("no RAPL"))
     assert f"does not know {name} here (LookupError: No observable SoC was found.)" in reason
-    assert "gpsearch[zeus]" in reason
+    assert "pip install 'zeus>=0.16'" in reason
 
 
 @pytest.mark.parametrize(
@@ -382,5 +382,5 @@ def test_an_amd_board_that_cannot_be_told_has_a_reason(
 
 
 def test_an_amd_boards_user_is_told_what_to_install() -> None:
-    with pytest.raises(ImportError, match=r"of an AMD GPU .*: pip install 'gpsearch\[zeus\]'"):
+    with pytest.raises(ImportError, match=r"of an AMD GPU .*: pip install 'zeus>=0\.16'"):
         AmdBoard(0, 1, raising(ModuleNotFoundError("No module named 'zeus'")), {})

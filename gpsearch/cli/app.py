@@ -19,7 +19,7 @@ app = typer.Typer(
 
 RESULTS = Path("results")
 Folder = Annotated[Path, typer.Argument(help="A results folder.")]
-Device = Annotated[str, typer.Option(help="A device's name, or module:Class.")]
+Device = Annotated[str, typer.Option(help="A device's name, ssh:HOST, or module:Class.")]
 Data = Annotated[Path | None, typer.Option(help="The task's data, if not the package's.")]
 
 

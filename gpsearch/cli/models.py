@@ -5,12 +5,21 @@ from __future__ import annotations
 import re
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from gpsearch.cli.app import RESULTS, Data, Device, app, resumable
 from gpsearch.errors import UserError
+from gpsearch.files import make_folder
+
+if TYPE_CHECKING:
+    from gpsearch import tasks
+
+Task = Annotated[str | None, typer.Option(help="What it has learnt, if no study says it: speech.")]
+OfStudy = Annotated[
+    Path | None, typer.Option(help="The task's data, if not the study's or the package's.")
+]
 
 
 @app.command()
@@ -19,15 +28,17 @@ def train(
     task: Annotated[str, typer.Option(help="What to learn.")] = "speech",
     data: Data = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for checkpoint, history and model.")
+        Path | None,
+        typer.Option(help="Folder for history and model; results/CANDIDATE if not given."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights and data order.")] = 0,
-    threads: Annotated[int, typer.Option(help="Threads that train.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and data order.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that train.")] = 1,
 ) -> None:
     """Train one candidate by its schedule, outside a study."""
     folder = out or RESULTS / candidate.stem
     if (folder / "model.pt").exists():
         raise UserError(f"{folder}: holds a trained model already; choose another --out")
+    make_folder(folder)
 
     import torch
 
@@ -118,8 +129,8 @@ def profile(
         Path | None, typer.Argument(help="A folder with model.pt, or a candidate's TOML file.")
     ] = None,
     device: Device = "cpu",
-    task: Annotated[str, typer.Option(help="Gives the example to run.")] = "speech",
-    data: Data = None,
+    task: Task = None,
+    data: OfStudy = None,
     energy: Annotated[bool, typer.Option(help="Measure joules per inference too.")] = True,
     sweep: Annotated[
         str | None,
@@ -138,15 +149,15 @@ def profile(
     ] = None,
 ) -> None:
     """Measure a model: latency, energy, FLOPs, weights. With --sweep: latency by width."""
-    from gpsearch import profiling, tasks
+    from gpsearch import profiling
     from gpsearch.deploy import load_model, read_costs, untrained
     from gpsearch.progress import reading_lines
 
     if sweep is not None:
-        return _sweep(sweep, model, space, device, task, data)
+        return _sweep(sweep, model, space, device, task or "speech", data)
     if model is None:
         raise UserError("profile: give a folder with model.pt, a candidate's file, or --sweep")
-    learned = tasks.find(task, data)
+    learned = _learned(model, task, data)
     is_candidate = model.suffix == ".toml"
     profiler = profiling.find(device)
     if is_candidate:
@@ -160,12 +171,8 @@ def profile(
 @app.command()
 def show(
     model: Annotated[Path, typer.Argument(help="A folder with model.pt, such as a trial's.")],
-    task: Annotated[
-        str | None, typer.Option(help="What it has learnt, if the study does not say it.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="The task's data, if not the study's or the package's.")
-    ] = None,
+    task: Task = None,
+    data: OfStudy = None,
     split: Annotated[
         Literal["train", "dev", "test"], typer.Option(help="train, dev or test.")
     ] = "dev",
@@ -174,18 +181,26 @@ def show(
     """Show what a model makes of some examples, for a reader to judge."""
     from gpsearch import tasks
     from gpsearch.deploy import load_model
-    from gpsearch.study import Study
 
     if n < 1:
         raise UserError(f"-n {n} should be 1 or more")
-    network, study = load_model(model / "model.pt"), model.resolve().parent.parent
+    network, learned = load_model(model / "model.pt"), _learned(model, task, data)
+    if not isinstance(learned, tasks.Showing):
+        raise UserError(f"task {learned.name!r} has nothing to show")
+    typer.echo("\n\n".join(learned.show(network, split, n)))
+
+
+def _learned(model: Path, task: str | None, data: Path | None) -> tasks.Task:
+    """Return what a model has learnt: as is said, as its study says, or else speech."""
+    from gpsearch import tasks
+    from gpsearch.study import Study
+
+    trial = model.parent if model.suffix == ".toml" else model
+    study = trial.resolve().parent.parent
     settings = Study(study).settings if (study / "config.toml").exists() else None
     name = task or (settings.task if settings else "speech")
     own = settings.data_path if settings and name == settings.task else None
-    learned = tasks.find(name, data or own)
-    if not isinstance(learned, tasks.Showing):
-        raise UserError(f"task {name!r} has nothing to show")
-    typer.echo("\n\n".join(learned.show(network, split, n)))
+    return tasks.find(name, data or own)
 
 
 def _sweep(

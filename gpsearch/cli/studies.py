@@ -16,6 +16,8 @@ from gpsearch.errors import UserError
 if TYPE_CHECKING:
     from gpsearch.study import Study
 
+PICTURES = (".png", ".svg", ".pdf", ".jpg")
+
 
 @app.command()
 def run(
@@ -25,7 +27,9 @@ def run(
     config: Annotated[
         Path | None, typer.Option(help="TOML file with any of these flags; flags win.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="What to learn (gpsearch tasks).")] = None,
+    task: Annotated[
+        str | None, typer.Option(show_default="speech", help="What to learn (gpsearch tasks).")
+    ] = None,
     space: Annotated[
         str | None,
         typer.Option(
@@ -33,17 +37,25 @@ def run(
         ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Target device: a name (gpsearch devices) or module:Class.")
+        str | None,
+        typer.Option(
+            show_default="cpu",
+            help="Target device: a name (gpsearch devices), ssh:HOST, or module:Class.",
+        ),
     ] = None,
     budget: Annotated[
         int | None,
         typer.Option(
-            help="Finished trials in the folder in all, baselines and resumed ones included."
+            show_default="20",
+            help="Finished trials in the folder in all, baselines and resumed ones included.",
         ),
     ] = None,
     objectives: Annotated[
         str | None,
-        typer.Option(help="error and costs to minimise: error,latency,energy,flops,params,memory."),
+        typer.Option(
+            show_default="error,latency,flops",
+            help="error and costs to minimise: error,latency,energy,flops,params,memory.",
+        ),
     ] = None,
     constraint: Annotated[
         list[str] | None, typer.Option(help='Upper limit such as "latency_ms<=5"; repeatable.')
@@ -52,8 +64,12 @@ def run(
     timeout: Annotated[
         str | None, typer.Option(help="Stop after this long (90m, 2h); resumable.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of proposals, weights and data order.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="tpe, nsga2 or random.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(show_default="0", help="Of proposals, weights and data order.")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(show_default="tpe", help="tpe, nsga2 or random.")
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Epochs of every training, if not the space's.")
     ] = None,
@@ -64,7 +80,8 @@ def run(
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads that train; 1 if not given, fastest at this size.")
+        int | None,
+        typer.Option(show_default="1", help="Threads that train; 1 is fastest at this size."),
     ] = None,
 ) -> None:
     """Start a search."""
@@ -154,6 +171,8 @@ def compare(
     """Show two fronts side by side: who stays, rank correlations, hypervolumes, a picture."""
     from gpsearch import report
 
+    if out and out.suffix.lower() not in PICTURES:
+        raise UserError(f"--out {out} should end in one of {', '.join(PICTURES)}")
     found = report.Comparison.of(report.Results.at(first), report.Results.at(second))
     words = re.sub(r"[^\w.-]+", "_", f"compare-{found.first.name}-{found.second.name}")
     picture = out or RESULTS / f"{words}.png"

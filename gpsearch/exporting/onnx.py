@@ -65,7 +65,7 @@ def _onnx() -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise UserError("onnx is missing: pip install 'gpsearch[onnx]'") from error
+        raise UserError("onnx is missing: pip install onnx") from error
     return onnx
 
 

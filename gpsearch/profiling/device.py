@@ -85,7 +85,12 @@ class DeviceProfiler(Protocol):
         """Say what the device is and what it can; cheap, and without side effects."""
 
     def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> Any:
-        """Return a handle to a copy of ``model`` that is ready to run on ``example`` there."""
+        """Return a handle to a copy of ``model`` that is ready to run on ``example`` there.
+
+        Raises:
+            Unsupported: The device cannot run it (`gpsearch.Unsupported`); in a search its trial
+                fails, and the others go on.
+        """
 
     def run(self, handles: Sequence[Any], schedule: Sequence[int]) -> list[float]:
         """Run ``handles[i]`` once for each ``i`` of ``schedule``, in this order.

@@ -30,7 +30,7 @@ from typing import Any
 
 from gpsearch.profiling.rapl import Meter
 
-EXTRA = "pip install 'gpsearch[zeus]'"
+EXTRA = "pip install 'zeus>=0.16'"
 _SAMPLED_S = 0.1
 """How often Zeus reads a Jetson's sensor, unless it is asked."""
 _JETSON = (Path("etc/nv_tegra_release"), Path("usr/lib/aarch64-linux-gnu/tegra"))

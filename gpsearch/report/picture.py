@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,10 +137,10 @@ def _draw_panel(axes: Any, results: Results, goal: Objective) -> None:
     axes.set_axisbelow(True)
     for point in shown:
         _draw_point(axes, point, numbered=len(results.front) <= NUMBERED)
-    for place, point in enumerate(point for point in shown if point.baseline):
+    baselines = [point for point in shown if point.baseline]
+    for point in baselines:
         axes.plot(point.x, point.error, "o", ms=15, mfc="none", mec=INK, mew=1.1, zorder=5)
-        # Above and below in turn: baselines often lie side by side.
-        offset = (0, -17 if place % 2 else 11)
+        offset = (0, 11 if _has_room_above(point, baselines) else -17)
         label(axes, point, point.baseline.replace("_", " "), offset, "center", INK)
     if steps := staircase(shown):
         axes.step(*zip(*steps, strict=True), where="post", color=FRONT, lw=1.1, zorder=2)
@@ -148,6 +150,14 @@ def _draw_panel(axes: Any, results: Results, goal: Objective) -> None:
     _scale(axes, results, shown)
     axes.set_xlabel(f"{goal.label} ({goal.unit})", color=INK)
     plain(axes)
+
+
+def _has_room_above(point: Point, baselines: Sequence[Point]) -> bool:
+    """Tell whether the next baseline above is farther away than the next below."""
+    gaps = [other.error - point.error for other in baselines if other is not point]
+    above = min((gap for gap in gaps if gap >= 0), default=math.inf)
+    below = min((-gap for gap in gaps if gap < 0), default=math.inf)
+    return above >= below
 
 
 def plain(axes: Any) -> None:

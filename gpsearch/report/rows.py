@@ -107,18 +107,22 @@ def draw_rows(found: Reproduction, path: Path) -> None:
 
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
     figure = Figure(figsize=(11, 5.2), layout=layout)
-    panels = (("params_nonzero", "non-zero weights"), ("latency_ratio", "latency / first row's"))
+    panels = (
+        ("params_nonzero", 1e-6, "non-zero weights (million)"),
+        ("latency_ratio", 1.0, "latency / first row's in plain torch"),
+    )
     left, right = figure.subplots(1, 2, sharey=True)
-    for axes, (column, name) in zip((left, right), panels, strict=True):
+    for axes, (column, scale, name) in zip((left, right), panels, strict=True):
         for index, (row, rows) in enumerate(_by_name(found).items()):
-            _draw_row(axes, found, row, rows, column, index)
+            costs = [scale * one[column] for one in rows]
+            _draw_row(axes, found, row, costs, [one["test_error"] for one in rows], index)
         axes.set_xlabel(name, color=INK)
         plain_log(axes)
         plain(axes)
         axes.grid(color="#e6e9ec", lw=0.8)
         axes.set_axisbelow(True)
     metric = found.rows()[0]["metric"].upper()
-    left.set_ylabel(f"error on the test split ({metric}; down is better)", color=INK)
+    left.set_ylabel(f"error on the test split (by {metric}; down is better)", color=INK)
     title = f"{found.comparison.task}, {found.comparison.scale} scale: the paper's rows"
     figure.suptitle(title, x=0.012, ha="left", fontsize=13, weight="bold", color=INK)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4,
@@ -127,13 +131,17 @@ def draw_rows(found: Reproduction, path: Path) -> None:
 
 
 def _draw_row(
-    axes: Any, found: Reproduction, name: str, rows: Sequence[Row], column: str, index: int
+    axes: Any,
+    found: Reproduction,
+    name: str,
+    xs: Sequence[float],
+    ys: Sequence[float],
+    index: int,
 ) -> None:
     """Draw a row's mean, and its seeds as faint points."""
     candidate = found.candidates[name]
     colour = COLOURS.get(candidate.schedule.name, "black")
     marker = "Do^svPX*"[index % 8]
-    xs, ys = [row[column] for row in rows], [row["test_error"] for row in rows]
     axes.plot(xs, ys, marker, ms=4, color=colour, alpha=0.35, lw=0)
     axes.plot(mean(xs), mean(ys), marker, ms=9, color=colour, lw=0, label=name.replace("_", " "))
 

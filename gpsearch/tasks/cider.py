@@ -29,9 +29,7 @@ def scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict
         from pycocoevalcap.bleu.bleu_scorer import BleuScorer
         from pycocoevalcap.cider.cider_scorer import CiderScorer
     except ImportError:
-        raise UserError(
-            "captions are scored by pycocoevalcap: pip install 'gpsearch[captioning]'"
-        ) from None
+        raise UserError("captions are scored by pycocoevalcap: pip install pycocoevalcap") from None
     cider, bleu = CiderScorer(), BleuScorer()
     for caption, own in zip(captions, references, strict=True):
         cider += (caption, list(own))

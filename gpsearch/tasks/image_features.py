@@ -37,7 +37,7 @@ def read(file: Path, names: list[str]) -> Float[Tensor, "images size"]:
         raise
     except ImportError as error:
         raise UserError(
-            f"{file}: reading it needs {error.name}; pip install 'gpsearch[captioning]'"
+            f"{file}: reading it needs {error.name}: pip install {error.name}"
         ) from None
     except Exception as error:  # every library has errors of its own for a broken file
         raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error})") from None
