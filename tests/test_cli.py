@@ -15,6 +15,7 @@ from tests.commands import call
 ROOT = Path(__file__).parents[1]
 TOY = ["--task", "tests.toy:ToyTask"]
 TOY_DEVICE = ["--device", "tests.toy:ToyDevice"]
+CANDIDATE = ROOT / "results" / "reference" / "an4-cpu" / "trials" / "0" / "candidate.toml"
 
 
 def shell(*words):
@@ -124,7 +125,7 @@ def test_profile_knows_the_task_of_a_trials_study(folder):
         (["remeasure", "nowhere"], "no results folder"),
         (["compare", "nowhere", "elsewhere"], "no results folder"),
         (["compare", "a", "b", "--out", "picture.foo"], "should end in one of .png, .svg"),
-        (["train", "c.toml", "--out", f"{__file__}/out"], "cannot be written"),
+        (["train", str(CANDIDATE), *TOY, "--out", f"{__file__}/out"], "cannot be written"),
         (["reproduce", "speech", "--out", __file__], "cannot be written"),
     ],
 )

@@ -38,7 +38,6 @@ def train(
     folder = out or RESULTS / candidate.stem
     if (folder / "model.pt").exists():
         raise UserError(f"{folder}: holds a trained model already; choose another --out")
-    make_folder(folder)
 
     import torch
 
@@ -53,6 +52,7 @@ def train(
 
     chosen = Candidate.read(candidate)
     learned = tasks.find(task, data)
+    make_folder(folder)
     for note in learned.notes:
         typer.echo(f"note: {note}")
     keep_freed_memory()
