@@ -7,3 +7,6 @@ class UserError(ValueError):
 
 class Unsupported(UserError):
     """A model that a device or a program cannot take: in a search its trial fails, and no other."""
+
+    def __str__(self) -> str:
+        return f"unsupported: {super().__str__()}"

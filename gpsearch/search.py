@@ -213,7 +213,8 @@ class Search:
             if _ends_the_study(failure, number):
                 raise
             self._log(number, traceback.format_exc())  # recorded, and the study goes on
-            row |= {"state": "failed", "reason": f"{type(failure).__name__}: {failure}"}
+            kind = "" if isinstance(failure, Unsupported) else f"{type(failure).__name__}: "
+            row |= {"state": "failed", "reason": f"{kind}{failure}"}
         row["train_s"] = self._trained_s(number)
         self.study.add(proposal, row, self.settings.goals, self.settings.limits)
         self.study.sweep(self.front())
@@ -257,7 +258,6 @@ class Search:
             ValueError: An objective has no value of the kind that may share the front, or the error
                 is no number.
         """
-        metrics = {name: float(value) for name, value in metrics.items()}  # numpy's too
         if not math.isfinite(error := tasks.error(self.task, metrics)):
             raise ValueError(f"the error of the compact network is {error}")
         record = {"metrics": metrics, "signatures": tasks.signatures(self.task)}

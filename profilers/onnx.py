@@ -74,9 +74,9 @@ class OnnxProfiler:
             raise
         except Exception as error:  # of onnxruntime's own kinds, without a common base
             reason = " ".join(str(error).split())
-            raise Unsupported(f"unsupported: ONNX Runtime refuses this model: {reason}") from error
+            raise Unsupported(f"ONNX Runtime refuses this model: {reason}") from error
         if difference := program.check(found):
-            raise Unsupported(f"unsupported: ONNX Runtime runs this model wrong: {difference}")
+            raise Unsupported(f"ONNX Runtime runs this model wrong: {difference}")
         return partial(session.run, None, inputs)
 
     def run(self, handles: Sequence[Handle], schedule: Sequence[int]) -> list[float]:

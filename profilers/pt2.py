@@ -82,6 +82,4 @@ def _through_pt2(model: nn.Module, arguments: tuple[Tensor, ...]) -> nn.Module:
             return torch.export.load(file).module()
     except Exception as error:  # of many kinds, by what the model does
         reason = " ".join(str(error).split())[:300]
-        raise Unsupported(
-            f"unsupported: torch.export cannot export this model: {reason}"
-        ) from error
+        raise Unsupported(f"torch.export cannot export this model: {reason}") from error

@@ -190,9 +190,7 @@ class RemoteProfiler:
         if "missing" in answer:
             answer = pipe.ask(self.patience.answer_s, "load", **request)
         if difference := program.check(_outputs(self.name, answer)):
-            raise Unsupported(
-                f"unsupported: device {self.name!r} runs this model wrong: {difference}"
-            )
+            raise Unsupported(f"device {self.name!r} runs this model wrong: {difference}")
         self._loaded[handle.name] = handle
 
     def _put(self, pipe: Pipe, blob: bytes) -> None:
@@ -303,9 +301,7 @@ class Pipe:
         answer = self._answer(time.monotonic() + deadline_s)
         kind, reason = answer.get("error"), answer.get("reason")
         if kind == "unsupported":
-            raise Unsupported(
-                f"unsupported: device {self.device!r} cannot run this model: {reason}"
-            )
+            raise Unsupported(f"device {self.device!r} cannot run this model: {reason}")
         if kind:
             fault = DeviceBusy if kind == "busy" else DeviceCrashed
             raise fault(f"device {self.device!r}: {kind}: {reason}")

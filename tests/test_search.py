@@ -182,7 +182,7 @@ class NoHiddenLayers(ToyDevice):
 
     def load(self, model, example):
         if any("weight_gate" in name for name, _ in model.named_parameters()):
-            raise Unsupported("unsupported: this device has no hidden layers")
+            raise Unsupported("this device has no hidden layers")
         return super().load(model, example)
 
 
@@ -197,7 +197,7 @@ def test_a_candidate_that_the_device_cannot_run_fails_alone(tmp_path):
 
 class RunsNothing(ToyDevice):
     def load(self, model, example):
-        raise Unsupported("unsupported: whatever it is")
+        raise Unsupported("whatever it is")
 
 
 def test_a_device_that_cannot_run_the_first_baseline_ends_the_study(tmp_path):

@@ -52,7 +52,5 @@ def exported(model: nn.Module, example: tuple[Any, ...]) -> Program:
     program = record(copy.deepcopy(model).cpu().eval(), example)
     loaded = agent.Program(program.text, program.weights)
     if difference := program.check(loaded.run(*program.example)):
-        raise Unsupported(
-            f"unsupported: {type(model).__name__} as a program is wrong: {difference}"
-        )
+        raise Unsupported(f"{type(model).__name__} as a program is wrong: {difference}")
     return program

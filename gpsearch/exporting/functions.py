@@ -25,7 +25,7 @@ for _name in ("relu", "tanh", "sigmoid", "exp", "log", "sqrt", "abs", "neg"):
 @writer("gelu")
 def _gelu(r: Recorder, y: Tensor, x: Tensor, approximate: str = "none") -> None:
     if approximate != "none":
-        raise Unsupported(f"unsupported: GELU with approximate={approximate!r}")
+        raise Unsupported(f"GELU with approximate={approximate!r}")
     r.write("gelu", [x], y)
 
 
@@ -65,7 +65,7 @@ def _binary(op: str, names: Sequence[str], *, turned: bool = False) -> None:
     @writer(*names)
     def write(r: Recorder, y: Tensor, a: Any, b: Any, *, alpha: Any = 1, **options: Any) -> None:
         if alpha != 1 or options.get("rounding_mode"):
-            raise Unsupported(f"unsupported: {op} with alpha or rounding_mode")
+            raise Unsupported(f"{op} with alpha or rounding_mode")
         dtype = torch.result_type(a, b) if y.dtype == torch.bool else y.dtype
         a, b = (_cast(r, _like(one, dtype), dtype) for one in (a, b))
         r.write(op, [b, a] if turned else [a, b], y)
@@ -98,7 +98,7 @@ def _masked_fill(r: Recorder, y: Tensor, x: Tensor, mask: Tensor, value: Any) ->
 @writer("dropout", "feature_dropout", "alpha_dropout")
 def _same(r: Recorder, y: Tensor, x: Tensor, *args: Any, training: bool = False, **_: Any) -> None:
     if training:
-        raise Unsupported("unsupported: dropout in training mode; call eval() on the model")
+        raise Unsupported("dropout in training mode; call eval() on the model")
     if y.dtype == x.dtype:
         r.alias(y, x)
     else:
@@ -203,7 +203,7 @@ def _take(r: Recorder, y: Tensor, x: Tensor, index: tuple[Any, ...]) -> None:
     before, last = index[:-1], index[-1]
     whole = all(isinstance(one, slice) and one == slice(None) for one in before)
     if not isinstance(last, Tensor) or last.dtype != torch.long or not whole:
-        raise Unsupported("unsupported: indexing by more than one tensor, or by a mask")
+        raise Unsupported("indexing by more than one tensor, or by a mask")
     r.write("gather", [x, last], y, axis=len(before))
 
 
@@ -220,7 +220,7 @@ def _embedding(r: Recorder, y: Tensor, ids: Tensor, weight: Tensor, *_: Any, **_
 def _slice(r: Recorder, y: Tensor, x: Tensor, box: dict[int, slice]) -> None:
     whole = [box.get(dim, slice(0, size, 1)) for dim, size in enumerate(x.shape)]
     if any(one.step < 1 for one in whole):
-        raise Unsupported("unsupported: a slice with a negative step")
+        raise Unsupported("a slice with a negative step")
     part = x[tuple(whole)]
     starts, stops, steps = ([getattr(o, k) for o in whole] for k in ("start", "stop", "step"))
     r.write("slice", [x], part, starts=starts, stops=stops, steps=steps)
@@ -259,7 +259,7 @@ def _argmax(
     r: Recorder, y: Tensor, x: Tensor, dim: int | None = None, keepdim: bool = False
 ) -> None:
     if dim is None:
-        raise Unsupported("unsupported: argmax over all axes at once; name one")
+        raise Unsupported("argmax over all axes at once; name one")
     r.write("argmax", [x], y, axis=dim % x.dim(), keepdims=keepdim)
 
 
@@ -298,9 +298,9 @@ def _conv(
     groups: int = 1,
 ) -> None:
     if isinstance(padding, str):
-        raise Unsupported(f"unsupported: a convolution with padding={padding!r}; give a number")
+        raise Unsupported(f"a convolution with padding={padding!r}; give a number")
     if x.dim() != weight.dim():
-        raise Unsupported("unsupported: a convolution without a batch axis")
+        raise Unsupported("a convolution without a batch axis")
     around = weight.dim() - 2
     spans = {"stride": stride, "padding": padding, "dilation": dilation}
     attributes = {
@@ -342,7 +342,7 @@ def _batch_norm(
     *_: Any,
 ) -> None:
     if training or mean is None or variance is None:
-        raise Unsupported("unsupported: batch norm without running statistics")
+        raise Unsupported("batch norm without running statistics")
     shape = (-1, *[1] * (x.dim() - 2))
     scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - mean * scale
@@ -364,7 +364,7 @@ def _recurrence(
     gates: Sequence[Any],
 ) -> None:
     if any(one.masks for one in gates):
-        raise Unsupported("unsupported: gate dropout in training mode; call eval() on the model")
+        raise Unsupported("gate dropout in training mode; call eval() on the model")
     cells = [
         {
             "ih": r.constant(one.ih),
@@ -394,10 +394,10 @@ def _lstm(
     batch_first: bool,
 ) -> None:
     if isinstance(weights, bool):
-        raise Unsupported("unsupported: packed sequences")
+        raise Unsupported("packed sequences")
     directions, count = 1 + bidirectional, 4 if bias else 2
     if len(weights) != layers * directions * count:
-        raise Unsupported("unsupported: an LSTM with proj_size")
+        raise Unsupported("an LSTM with proj_size")
     x = _turned(r, x) if batch_first else x
     ends = []
     for layer in range(layers):
@@ -468,7 +468,7 @@ def _cast(r: Recorder, value: Tensor, dtype: torch.dtype) -> Tensor:
 def _dtype_name(dtype: torch.dtype) -> str:
     name = str(dtype).removeprefix("torch.")
     if not hasattr(np, name):
-        raise Unsupported(f"unsupported: numbers of type {name}; use float32")
+        raise Unsupported(f"numbers of type {name}; use float32")
     return name
 
 

@@ -86,7 +86,7 @@ class _Graph:
         elif name in _WRITERS:
             _WRITERS[name](self, op["in"], op["out"], **attributes)
         else:
-            raise Unsupported(f"unsupported: ONNX has no counterpart of {name}")
+            raise Unsupported(f"ONNX has no counterpart of {name}")
 
     def node(
         self, kind: str, inputs: Sequence[str], outputs: Sequence[str] | None = None, **attrs: Any
@@ -147,7 +147,7 @@ def _conv(g: _Graph, ins: _In, outs: _Out, **attributes: Any) -> None:
 
 def _layer_norm(g: _Graph, ins: _In, outs: _Out, axes: int, eps: float) -> None:
     if len(ins) == 1:
-        raise Unsupported("unsupported: ONNX has no layer norm without a weight")
+        raise Unsupported("ONNX has no layer norm without a weight")
     g.node("LayerNormalization", ins, outs, axis=-axes, epsilon=eps)
 
 

@@ -91,10 +91,8 @@ class Recorder(TorchFunctionMode):
         if name not in WRITERS:
             called = resolve_name(func) or name
             if results:
-                raise Unsupported(
-                    f"unsupported: {called} has no counterpart in an exported program"
-                )
-            raise Unsupported(f"unsupported: what the model does depends on its data, by {called}")
+                raise Unsupported(f"{called} has no counterpart in an exported program")
+            raise Unsupported(f"what the model does depends on its data, by {called}")
         self._forgive_overwriting(results)
         WRITERS[name](self, result, *args, **kwargs)
 
@@ -134,7 +132,7 @@ class Recorder(TorchFunctionMode):
         if not self.is_recorded(value):
             return self.constant(value)
         if not self._is_unchanged(value):
-            raise Unsupported("unsupported: the model overwrites a value that it uses again")
+            raise Unsupported("the model overwrites a value that it uses again")
         return self._names[id(value)].name
 
     def constant(self, value: Tensor) -> str:
@@ -144,7 +142,7 @@ class Recorder(TorchFunctionMode):
             UserError: It depends on the example, where only a constant can stand.
         """
         if self.is_recorded(value):
-            raise Unsupported("unsupported: a weight of the model depends on the data")
+            raise Unsupported("a weight of the model depends on the data")
         key = id(value), value._version
         if key not in self._known:
             name = f"c{len(self._known)}"
@@ -193,7 +191,7 @@ def as_array(value: Tensor) -> Array:
         with torch.no_grad(), torch._C.DisableTorchFunction():
             return np.ascontiguousarray(value.detach().cpu().numpy()).reshape(value.shape).copy()
     except TypeError as error:
-        raise Unsupported(f"unsupported: a value of type {value.dtype}; use float32") from error
+        raise Unsupported(f"a value of type {value.dtype}; use float32") from error
 
 
 def _tensors(values: Any) -> Iterable[Tensor]:
