@@ -42,7 +42,7 @@ A map, in reading order:
     testing     the conformance kit for profilers, and packages to begin with
     progress    what a person sees while a search works
     cli         the commands
-    files       writing files so that a kill leaves no halves
+    files       writing files so that a kill leaves no halves; a folder's lock
     errors      `UserError`: a mistake that its message mends; `Unsupported`: by a device
 """
 

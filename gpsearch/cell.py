@@ -79,8 +79,8 @@ class HLSTMCell(Gated):
         if hx is None:
             zeros = input.new_zeros(shape)
             hx = zeros, zeros
-        elif hx[0].shape != shape or hx[1].shape != shape:
-            _refuse_state(hx, shape)
+        elif hx[0].shape != shape or hx[1].shape != shape:  # a call would cost more, at every step
+            _check_state(hx, shape)
         if input.dim() == 2:
             return self._step(input, *hx, gates)
         h, c = self._step(input.unsqueeze(0), hx[0].unsqueeze(0), hx[1].unsqueeze(0), gates)
@@ -351,7 +351,7 @@ class HLSTM(Gated):
         if hx is None:
             zeros = x.new_zeros(shape)
             return zeros, zeros
-        _refuse_state(hx, shape)
+        _check_state(hx, shape)
         return hx
 
     def _by_layer(self, hx: State) -> State:
@@ -381,7 +381,7 @@ def _check_input(input: Tensor, size: int, dims: tuple[int, int]) -> None:
         raise UserError(f"the input has {shape[-1]} features; input_size is {size}")
 
 
-def _refuse_state(hx: State, shape: tuple[int, ...]) -> None:
+def _check_state(hx: State, shape: tuple[int, ...]) -> None:
     """Refuse a state of another shape, naming the part."""
     for name, state in zip(("h", "c"), hx, strict=True):
         if state.shape != shape:

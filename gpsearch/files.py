@@ -1,4 +1,4 @@
-"""Files that are either the old version or the new one, never half of either."""
+"""Files that are either the old version or the new one, and folders that one process writes to."""
 
 import os
 import tomllib

@@ -199,8 +199,8 @@ class GrowPrune:
         families = grouping.units(self.model, self._weights)
         if not families:
             raise UserError(
-                "structure='row_column' needs units, and this model has none that are prunable: of "
-                "HLSTM, nn.LSTM, nn.GRU and nn.Linear it has no layer; choose another structure"
+                "structure='row_column' takes whole units, of which this model has none that are "
+                "prunable (no HLSTM, nn.LSTM, nn.GRU or nn.Linear); choose another structure"
             )
         return UnitMasks(self.model, families, self.masks, lambda: self.density)
 

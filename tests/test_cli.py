@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup, TyperOption
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from gpsearch.cli import app, main
 from gpsearch.errors import UserError
+from gpsearch.settings import Settings
 from tests.commands import call
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +102,18 @@ def test_profile_knows_the_task_of_a_trials_study(folder):
     trial = next(folder.glob("trials/*/model.pt")).parent
     assert call("profile", trial, *TOY_DEVICE)[0] == 0
     assert call("profile", trial / "candidate.toml", *TOY_DEVICE)[0] == 0
+
+
+def test_the_defaults_that_help_tells_are_those_of_the_settings():
+    commands = get_command(app)
+    assert isinstance(commands, TyperGroup)
+    told = {
+        str(flag.name): flag.show_default
+        for flag in commands.commands["run"].params
+        if isinstance(flag, TyperOption) and isinstance(flag.show_default, str)
+    }
+    assert len(told) > 5
+    assert told == {name: str(getattr(Settings(), name)) for name in told}
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,11 @@ def test_weights_with_two_names_are_masked_once():
     ("model", "schedule", "message"),
     [
         (nn.Linear(3, 2), "gpx", "schedule 'gpx' is unknown; one of gp, gmp"),
-        (nn.LSTMCell(3, 2), GP(structure="row_column"), "no layer; choose another structure"),
+        (
+            nn.LSTMCell(3, 2),
+            GP(structure="row_column"),
+            "takes whole units, .* choose another structure",
+        ),
         (nn.LSTM(3, 4, proj_size=2), GP(structure="row_column"), "use proj_size=0"),
     ],
 )
