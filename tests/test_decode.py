@@ -90,7 +90,7 @@ def assert_near(found: Any, wanted: Any) -> None:
 @each_kernels
 @several
 @given(
-    rows=st.integers(1, 70),
+    rows=st.integers(1, 140),
     columns=st.integers(1, 90),
     density=st.sampled_from([0.0, 0.02, 0.1, 0.5, 1.0]),
     format=st.sampled_from(FORMATS),
@@ -117,7 +117,7 @@ def test_what_is_no_number_stays_none(kernels, format):
         x[3] = value  # which only zeros read: 0 * inf is NaN in a dense product
         assert multiplied(kernels, zeros, format, x).isnan().all()
     zeros[4, 7] = float("nan")
-    if format.endswith("int8") or format == "windows":
+    if format.endswith("int8") or format.startswith("windows"):
         assert Packed.bytes_of(kernels, zeros, format) == -1
         return
     assert multiplied(kernels, zeros, format, torch.ones(20)).isnan().tolist() == [
@@ -161,15 +161,28 @@ def test_a_narrow_type_holds_a_matrix_exactly_or_not_at_all(kernels):
 def test_windows_are_for_numbers_with_room_for_a_lane(kernels):
     for small in (1e-38, float("inf"), float("nan")):
         weight = torch.tensor([[127 * small, small]])
-        assert Packed.bytes_of(kernels, weight, "windows") == -1
-        assert Packed.bytes_of(kernels, weight, "windows-int8") == -1
+        for format in (one for one in FORMATS if one.startswith("windows")):
+            assert Packed.bytes_of(kernels, weight, format) == -1
+
+
+@each_kernels
+@pytest.mark.parametrize("format", ["sell16", "windows", "windows2", "windows4", "windows4-int8"])
+def test_rows_with_many_weights_are_put_together(kernels, format):
+    weight = torch.zeros(128, 512)
+    weight[:, 3], weight[::4] = 1, torch.randn(32, 512)
+    weight = fitting(weight, format)
+    x, together = torch.randn(512) / 16, weight[torch.arange(128).reshape(-1, 4).T.flatten()]
+
+    assert_near(multiplied(kernels, weight, format, x), weight @ x)
+    scattered, gathered = (Packed.bytes_of(kernels, one, format) for one in (weight, together))
+    assert scattered < 1.05 * gathered
 
 
 @each_kernels
 def test_no_other_pair_of_layout_and_type_can_be_packed(kernels):
     weight = torch.ones(20, 20)
     codes = set(_CODES.values())
-    for layout, type in itertools.product(range(7), range(3)):
+    for layout, type in itertools.product(range(9), range(3)):
         size = kernels.pack_matrix(layout, type, weight.data_ptr(), 20, 20, None)
         assert (size > 0) == ((layout, type) in codes)
 

@@ -18,13 +18,14 @@ from torch.overrides import has_torch_function
 from gpsearch.kernels.compiled import KINDS
 from gpsearch.kernels.native import Native
 
-_LAYOUTS = ("dense", "rows", "sell16", "windows", "16x1", "8x1", "4x4")
+_WINDOWS = ("windows", "windows2", "windows4")
+_LAYOUTS = ("dense", "rows", "sell16", *_WINDOWS, "16x1", "8x1", "4x4")
 _TYPES = ("", "-bfloat16", "-int8")
 _CODES = {
     layout + type: (i, j)
     for j, type in enumerate(_TYPES)
     for i, layout in enumerate(_LAYOUTS)
-    if not type or (layout not in ("rows", "8x1") and layout + type != "windows-bfloat16")
+    if not type or not (layout in ("rows", "8x1") or (layout in _WINDOWS and "bfloat16" in type))
 }
 FORMATS = tuple(_CODES)
 """How a weight matrix may be packed; `csrc/pack.h` describes the layouts, and the types of values,

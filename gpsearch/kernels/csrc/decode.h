@@ -30,6 +30,7 @@ typedef struct {
 
 typedef struct {
     float *x;    /* [inputs, LANES], or one step's */
+    float *sums; /* [rows, LANES]: of one gate */
     float *z;    /* [LANES, z_step(cell)]: what both fronts make */
     float *pre;  /* of the second hidden layer on, one after the other */
     float *gate; /* [4, stride(size)] */
@@ -49,10 +50,12 @@ INLINE int64_t z_step(const Cell *c) { return front_size(&c->front[0]) + front_s
 static int64_t furnish(const Cell *cell, int64_t steps, float *floats, Room *room)
 {
     const int64_t together = steps < LANES ? steps : LANES;
+    const int64_t one = cell->front[0].rows, other = cell->front[1].rows;
     int64_t used = 0, pre = 0;
     for (int64_t j = 1; j < cell->depth; j++) pre += 4 * stride(cell->back[j].width);
 #define TAKE(name, count) room->name = floats ? floats + used : NULL, used += (count)
     TAKE(x, (steps < FEWEST ? 1 : LANES) * stride(cell->inputs));
+    TAKE(sums, steps < FEWEST ? 0 : (one > other ? one : other) * LANES);
     TAKE(z, together * z_step(cell));
     TAKE(pre, pre);
     TAKE(gate, 4 * stride(cell->size));
@@ -62,17 +65,18 @@ static int64_t furnish(const Cell *cell, int64_t steps, float *floats, Room *roo
     return used;
 }
 
-static void transpose(const Cell *cell, int64_t steps, const float *x, int64_t x_step, float *to)
+/* Takes steps into lanes; the lanes that are left over are zero. */
+static void take_lanes(const Cell *cell, int64_t steps, const float *x, int64_t x_step, float *to)
 {
-    for (int64_t t = 0; t < steps; t++)
-        for (int64_t k = 0; k < cell->inputs; k++) to[k * LANES + t] = x[t * x_step + k];
-    for (int64_t k = 0; k < cell->inputs; k++)
-        memset(to + k * LANES + steps, 0, (size_t)(LANES - steps) * sizeof(float));
+    turn(x, x_step, steps, cell->inputs, to, LANES, 0);
+    for (int64_t k = 0; steps < LANES && k < cell->inputs; k++)
+        clear(to + k * LANES + steps, LANES - steps);
 }
 
 static void multiply_inputs(const Cell *cell, int64_t steps, const float *x, int64_t x_step, Room *room)
 {
-    int64_t column = 0, transposed = 0;
+    float nan[LANES];
+    int64_t column = 0, turned = 0;
     for (int f = 0; f < 2; column += front_size(&cell->front[f++])) {
         const Front *front = &cell->front[f];
         for (int gate = 0; front->rows && gate < 4; gate++) {
@@ -83,8 +87,13 @@ static void multiply_inputs(const Cell *cell, int64_t steps, const float *x, int
                 multiply(&by, steps, x, x_step, y, z_step(cell));
                 continue;
             }
-            if (!transposed) transpose(cell, steps, x, x_step, room->x), transposed = 1;
-            multiply_along(m, room->x, steps, y, z_step(cell));
+            if (!turned) {
+                take_lanes(cell, steps, x, x_step, room->x);
+                unrest_along(room->x, cell->inputs, nan);
+                turned = 1;
+            }
+            multiply_along(m, room->x, nan, steps, room->sums);
+            turn(room->sums, LANES, m->rows, steps, y, z_step(cell), 1);
         }
     }
 }

@@ -6,9 +6,9 @@ INLINE vf gather(const float *x, const uint16_t *at)
 {
     return (vf)_mm512_i32gather_ps(_mm512_cvtepu16_epi32(*(const __m256i_u *)at), x, 4);
 }
-INLINE vf picked(const float *x, vf lanes)
+INLINE vf picked(vf lanes, vf low, vf high)
 {
-    return (vf)_mm512_permutex2var_ps((__m512)load(x), (__m512i)lanes, (__m512)load(x + 16));
+    return (vf)_mm512_permutex2var_ps((__m512)low, (__m512i)lanes, (__m512)high);
 }
 INLINE vf four_times(const float *x) { return (vf)_mm512_broadcast_f32x4(_mm_loadu_ps(x)); }
 /* In a register, so that it is not loaded again for its second use. */
@@ -28,9 +28,10 @@ INLINE vf gather(const float *x, const uint16_t *at)
 {
     return (vf)_mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(*(const __m128i_u *)at), 4);
 }
-INLINE vf picked(const float *x, vf lanes)
+INLINE vf picked(vf lanes, vf low, vf high)
 {
-    return (vf)_mm256_permutevar8x32_ps((__m256)load(x), (__m256i)lanes);
+    (void)high;
+    return (vf)_mm256_permutevar8x32_ps((__m256)low, (__m256i)lanes);
 }
 INLINE vf four_times(const float *x) { return (vf)_mm256_broadcast_ps((const __m128 *)x); }
 INLINE vf kept(vf x)
@@ -52,10 +53,11 @@ INLINE vf gather(const float *x, const uint16_t *at)
 {
     return (vf){x[at[0]], x[at[1]], x[at[2]], x[at[3]]};
 }
-INLINE vf picked(const float *x, vf lanes)
+INLINE vf picked(vf lanes, vf low, vf high)
 {
     const vi at = (vi)lanes & 3;
-    return (vf){x[at[0]], x[at[1]], x[at[2]], x[at[3]]};
+    (void)high;
+    return (vf){low[at[0]], low[at[1]], low[at[2]], low[at[3]]};
 }
 INLINE vf four_times(const float *x) { return load(x); }
 INLINE vf kept(vf x) { return x; }
@@ -192,30 +194,39 @@ INLINE void multiply_sell(const int type, const Matrix *m, const float *x, float
     }
 }
 
-/* A step of WINDOWS from the value `at` on: those of 8 bits still want their scales. */
-INLINE vf windowed(const int type, const Matrix *m, int64_t at, const float *x)
+/* What VW rows, whose values start at `at`, take from the window of x: those of 8 bits still want
+   their scales. */
+INLINE vf windowed(const int type, const Matrix *m, int64_t at, vf low, vf high)
 {
     if (type == FLOAT32) {
         const vf w = kept(load(VALUES(m) + at));
-        return picked(x, w) * w;
+        return picked(w, low, high) * w;
     }
     const vi both = from_words((const char *)m + m->values + 2 * at);
-    return picked(x, (vf)both) * __builtin_convertvector(both & ~(int32_t)0xff, vf);
+    return picked((vf)both, low, high) * __builtin_convertvector(both & ~(int32_t)0xff, vf);
 }
 
-INLINE void multiply_windows(const int type, const Matrix *m, const float *x, float *y)
+/* Of groups of `tall` vectors of rows. */
+INLINE void multiply_windows(const int type, const int tall, const Matrix *m, const float *x, float *y)
 {
+    const int at_once = steps_at_once(tall);
     const uint16_t *starts = PLACES(m, uint16_t);
     EACH_GROUP(m) {
-        vf sums[4] = {{0}};
-        for (int64_t k = first; k < last; k += 4) {
-            uint64_t four;
-            memcpy(&four, starts + k, sizeof four);
+        vf sums[4][4] = {{{0}}};
+        for (int64_t k = first; k < last; k += at_once)
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; i++)
-                sums[i] += windowed(type, m, (k + i) * VW, x + (four >> 16 * i & 0xffff));
-        }
-        add_rows(type, m, row, (sums[0] + sums[1]) + (sums[2] + sums[3]), y);
+            for (int i = 0; i < at_once; i++) {
+                const float *const window = x + starts[k + i];
+                const vf low = load(window), high = load(window + WINDOW - VW);
+#pragma GCC unroll 4
+                for (int j = 0; j < tall; j++)
+                    sums[i][j] += windowed(type, m, ((k + i) * tall + j) * VW, low, high);
+            }
+#pragma GCC unroll 4
+        for (int j = 0; j < tall; j++)
+            if (row + j * VW < m->rows)
+                add_rows(type, m, row + j * VW,
+                         (sums[0][j] + sums[1][j]) + (sums[2][j] + sums[3][j]), y);
     }
 }
 
@@ -315,19 +326,23 @@ static void multiply_packed(const Matrix *m, const float *x, float *y)
         default: name(INT8, m, x, y); break;                                                       \
     }                                                                                              \
     break
+#define TALL(vectors)                                                                              \
+    if (m->type == INT8) multiply_windows(INT8, vectors, m, x, y);                                 \
+    else multiply_windows(FLOAT32, vectors, m, x, y);                                              \
+    break
     switch (m->format) {
         case DENSE: TYPED(multiply_dense);
         case ROWS: multiply_rows(m, x, y); break;
         case SELL: TYPED(multiply_sell);
-        case WINDOWS:
-            if (m->type == INT8) multiply_windows(INT8, m, x, y);
-            else multiply_windows(FLOAT32, m, x, y);
-            break;
+        case WINDOWS: TALL(1);
+        case WINDOWS2: TALL(2);
+        case WINDOWS4: TALL(4);
         case B16X1: TYPED(multiply_16x1);
         case B8X1: multiply_8x1(m, x, y); break;
         default: TYPED(multiply_4x4);
     }
 #undef TYPED
+#undef TALL
 }
 
 /* The same for matrices of one format, as dense ones would have it; x_step is 0 where all read the
@@ -354,37 +369,49 @@ void NAME(multiply_matrix)(const Matrix *m, const float *x, float *y)
 
 #define LANES 32 /* time steps that are multiplied together */
 
-/* y[lane * step + row] += W x, where x is [columns, LANES], for some lanes. */
-INLINE void along_vectors(
-    const int vectors, const Matrix *m, const float *x, int64_t lanes, float *y, int64_t step)
+/* nan[lane]: what `unrest` finds in x [columns, LANES]. */
+static void unrest_along(const float *x, int64_t columns, float *nan)
 {
+    vf sums[LANES / VW] = {{0}};
+    for (int64_t k = 0; k < columns; k++)
+#pragma GCC unroll 8
+        for (int v = 0; v < LANES / VW; v++) sums[v] += splat(0.0f) * load(x + k * LANES + v * VW);
+#pragma GCC unroll 8
+    for (int v = 0; v < LANES / VW; v++) store(nan + v * VW, sums[v]);
+}
+
+INLINE void add_lanes(const int vectors, float w, const float *x, vf *sums)
+{
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) sums[v] += splat(w) * load(x + v * VW);
+}
+
+/* y [rows, LANES] = W x, where x is [columns, LANES], for some vectors of lanes. */
+INLINE void along_vectors(const int vectors, const Matrix *m, const float *x, const float *nan, float *y)
+{
+    enum { MOST = LANES / VW, SUMS = 8 };
+    const int parts = SUMS / vectors > 4 ? 4 : SUMS / vectors;
     const float *w = VALUES(m);
     const uint16_t *at = PLACES(m, uint16_t);
-    vf nan[LANES / VW] = {{0}};
-    for (int64_t k = 0; k < m->columns; k++)
-#pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++) nan[v] += splat(0.0f) * load(x + k * LANES + v * VW);
     EACH_GROUP(m) {
-        vf sums[LANES / VW];
+        vf sums[4][MOST] = {{{0}}};
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++) sums[v] = nan[v];
-        for (int64_t k = first; k < last; k++) {
-            const vf one = splat(w[k]);
+        for (int v = 0; v < vectors; v++) sums[0][v] = load(nan + v * VW);
+        int64_t k = first;
+        for (; k + parts <= last; k += parts)
+#pragma GCC unroll 4
+            for (int p = 0; p < parts; p++) add_lanes(vectors, w[k + p], x + at[k + p] * LANES, sums[p]);
+        for (; k < last; k++) add_lanes(vectors, w[k], x + at[k] * LANES, sums[0]);
 #pragma GCC unroll 8
-            for (int v = 0; v < vectors; v++)
-                sums[v] += one * load(x + (int64_t)at[k] * LANES + v * VW);
-        }
-        float sum[LANES];
-#pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++) store(sum + v * VW, sums[v]);
-        for (int64_t lane = 0; lane < lanes; lane++) y[lane * step + row] += sum[lane];
+        for (int v = 0; v < vectors; v++)
+            store(y + row * LANES + v * VW, (sums[0][v] + sums[1][v]) + (sums[2][v] + sums[3][v]));
     }
 }
 
-static void multiply_along(const Matrix *m, const float *x, int64_t lanes, float *y, int64_t step)
+static void multiply_along(const Matrix *m, const float *x, const float *nan, int64_t lanes, float *y)
 {
 #define ALONG(count)                                                                               \
-    case count: along_vectors(count, m, x, lanes, y, step); break;
+    case count: along_vectors(count, m, x, nan, y); break;
     switch ((lanes + VW - 1) / VW) {
         ALONG(1) ALONG(2)
 #if VW <= 8

@@ -7,33 +7,34 @@
 
      ROWS     1 row; a step is one non-zero with its column (CSR).
      SELL     16 rows; a step has one non-zero of each, with its column: x is gathered.
-     WINDOWS  VW rows; a step looks at WINDOW consecutive entries of x, from its first column on, and
-              each row takes from them its next non-zero if it is among them. A permutation within
-              registers stands in for the gather; each value itself says which lane it wants, in
-              its lowest bits, which costs it at most 2^-19 of its size. Steps come in fours.
+     WINDOWS, WINDOWS2, WINDOWS4   VW, 2 VW or 4 VW rows; a step looks at WINDOW consecutive entries
+              of x, from its first column on, and each row takes from them its next non-zero if it
+              is among them. A permutation within registers stands in for the gather; each value
+              itself says which lane it wants, in its lowest bits, which costs it at most 2^-19 of
+              its size. More rows need more steps, but a window is read once for them all.
      B16X1, B8X1   16 or 8 rows; a step has one column of them, with at least one non-zero.
      B4X4     4 rows; a step has four columns of them.
 
    Values are stored as one of three types: FLOAT32, BFLOAT16, or INT8, where a row's values are whole
    numbers times the row's scale. A type holds a matrix exactly, or the matrix is not packed so. In
-   WINDOWS, INT8 takes 16 bits, of which the lower 8 are the lane.
+   windows, INT8 takes 16 bits, of which the lower 8 are the lane.
 
-   Rows of SELL and WINDOWS are sorted by their number of non-zeros, so that a group's are alike,
-   where that saves steps. Groups are sorted by their number of steps: the processor foresees the
-   end of a loop that is as long as the one before. Vectors are longer than they need to be: x and y
-   go on to a multiple of 16 floats, then for PAD more, which in x are zero, so that every step is
-   made of whole vectors. */
+   Rows of SELL and windows are sorted by their number of non-zeros, so that a group's are alike,
+   where that saves more than it takes to add sums to y one by one. Groups are sorted by their number
+   of steps: the processor foresees the end of a loop that is as long as the one before. Vectors are
+   longer than they need to be: x and y go on to a multiple of 16 floats, then for PAD more, which in
+   x are zero, so that every step is made of whole vectors. */
 
 #include <stdlib.h>
 
-enum { DENSE, ROWS, SELL, WINDOWS, B16X1, B8X1, B4X4 };
+enum { DENSE, ROWS, SELL, WINDOWS, WINDOWS2, WINDOWS4, B16X1, B8X1, B4X4 };
 enum { FLOAT32, BFLOAT16, INT8 };
 
 #define PAD 16
 #define MOST_COLUMNS 65535 /* a column is 16 bits wide */
 #define WINDOW (VW == 16 ? 32 : VW)      /* AVX-512 permutes two registers as fast as one, */
 #define WINDOW_AT (VW == 16 ? 16 : 1)    /* and loads are slow across the lines of its cache */
-#define SORTING_PAYS 0.95 /* at this share of the steps, or less: results have to be scattered */
+#define TALLEST (4 * VW)                 /* rows of a group, at the most */
 
 typedef struct {
     int64_t format, type, rows, columns, groups;
@@ -43,7 +44,8 @@ typedef struct {
 } Matrix;
 
 typedef struct {
-    int height, values, place_bytes, sorted;
+    int height, values, place_bytes;
+    int scattered; /* rows whose sums are added one by one in the time of a step; 0: never sorted */
 } Shape;
 
 typedef struct {
@@ -56,13 +58,20 @@ static Shape shape_of(int64_t format)
 {
     switch (format) {
         case ROWS: return (Shape){1, 1, 2, 0};
-        case SELL: return (Shape){16, 16, 32, 1};
-        case WINDOWS: return (Shape){VW, VW, 2, 1};
+        case SELL: return (Shape){16, 16, 32, 16};
+        case WINDOWS: return (Shape){VW, VW, 2, 3};
+        case WINDOWS2: return (Shape){2 * VW, 2 * VW, 2, 4};
+        case WINDOWS4: return (Shape){4 * VW, 4 * VW, 2, 6};
         case B16X1: return (Shape){16, 16, 2, 0};
         case B8X1: return (Shape){8, 8, 2, 0};
         default: return (Shape){4, 16, 2, 0};
     }
 }
+
+/* Steps of windows that are taken together: enough for sums in four vectors, or more. */
+INLINE int steps_at_once(const int tall) { return tall == 1 ? 4 : 2; }
+
+INLINE int in_windows(int64_t format) { return format >= WINDOWS && format <= WINDOWS4; }
 
 /* Types */
 
@@ -124,7 +133,7 @@ static void write_narrow(const Matrix *m, const float *values, int64_t count, ch
         uint32_t bits;
         memcpy(&bits, values + i, 4);
         if (m->type == BFLOAT16) ((uint16_t *)to)[i] = (uint16_t)(bits >> 16);
-        else if (m->format == WINDOWS) ((int16_t *)to)[i] = (int16_t)values[i]; /* and the lane */
+        else if (in_windows(m->format)) ((int16_t *)to)[i] = (int16_t)values[i]; /* and the lane */
         else ((int8_t *)to)[i] = (int8_t)values[i];
     }
 }
@@ -166,23 +175,24 @@ static int64_t write_nonzeros(const Source *s, const int32_t *rows, int height, 
     }
 }
 
-/* Rounded up to four steps, which is as many as are taken together. */
-static int64_t write_windows(const Source *s, const int32_t *rows, float *values, uint16_t *places)
+/* Rounded up to as many steps as are taken together. */
+static int64_t write_windows(const Source *s, const int32_t *rows, int height, float *values,
+                             uint16_t *places)
 {
-    int64_t at[VW], steps = 0;
-    for (int i = 0; i < VW; i++) at[i] = next_nonzero(s, rows[i], 0);
+    int64_t at[TALLEST], steps = 0;
+    for (int i = 0; i < height; i++) at[i] = next_nonzero(s, rows[i], 0);
     for (;; steps++) {
         int64_t first = s->columns;
-        for (int i = 0; i < VW; i++) first = at[i] < first ? at[i] : first;
-        if (first == s->columns && steps % 4 == 0) return steps;
+        for (int i = 0; i < height; i++) first = at[i] < first ? at[i] : first;
+        if (first == s->columns && steps % steps_at_once(height / VW) == 0) return steps;
         const uint16_t start = first == s->columns ? 0 : (uint16_t)(first / WINDOW_AT * WINDOW_AT);
         if (values) places[steps] = start;
-        for (int i = 0; i < VW; i++) {
+        for (int i = 0; i < height; i++) {
             const int inside = at[i] < s->columns && at[i] < start + WINDOW;
             const int32_t lane = inside ? (int32_t)(at[i] - start) : 0;
             const float x = inside ? element(s, rows[i], at[i]) : 0.0f;
-            if (values && s->scales) values[steps * VW + i] = 256.0f * x + (float)lane;
-            else if (values) values[steps * VW + i] = inside ? with_lane(x, lane) : 0.0f;
+            if (values && s->scales) values[steps * height + i] = 256.0f * x + (float)lane;
+            else if (values) values[steps * height + i] = inside ? with_lane(x, lane) : 0.0f;
             if (inside) at[i] = next_nonzero(s, rows[i], at[i] + 1);
         }
     }
@@ -215,7 +225,9 @@ static int64_t write_group(int64_t format, const Source *s, const int32_t *rows,
     switch (format) {
         case ROWS:
         case SELL: return write_nonzeros(s, rows, shape.height, values, places);
-        case WINDOWS: return write_windows(s, rows, values, places);
+        case WINDOWS:
+        case WINDOWS2:
+        case WINDOWS4: return write_windows(s, rows, shape.height, values, places);
         case B4X4: return write_blocks(s, rows, 4, 4, values, places);
         default: return write_blocks(s, rows, shape.height, 1, values, places);
     }
@@ -256,7 +268,7 @@ static Plan planned(int64_t format, const Source *s, int64_t groups, int sorted)
     }
     if (sorted) qsort(p.order, (size_t)s->rows, sizeof *p.order, smaller_first);
     for (int64_t g = 0; g < groups; g++) {
-        int32_t rows[16];
+        int32_t rows[TALLEST];
         rows_of(&p, g, height, rows);
         const int64_t steps = write_group(format, s, rows, NULL, NULL);
         p.groups[g] = ((INT32_MAX - steps) << 32) + g;
@@ -273,7 +285,7 @@ static int64_t place(Matrix *m, int64_t values, int64_t steps, int64_t lanes, in
 {
     const Shape shape = shape_of(m->format);
     m->values = whole_lines(sizeof(Matrix));
-    const int64_t lane_too = m->format == WINDOWS && m->type == INT8;
+    const int64_t lane_too = in_windows(m->format) && m->type == INT8;
     m->scales = m->values + whole_lines(values * (bytes_of(m->type) + lane_too));
     m->places = m->scales + (m->type == INT8 ? whole_lines(4 * lanes) : 0);
     m->starts = m->places + whole_lines(steps * shape.place_bytes);
@@ -289,7 +301,7 @@ static int64_t place(Matrix *m, int64_t values, int64_t steps, int64_t lanes, in
 static void write_matrix(const Matrix *m, const Source *s, const Plan *p, float *values, char *to)
 {
     const Shape shape = shape_of(m->format);
-    int32_t *starts = (int32_t *)(to + m->starts), *heads = (int32_t *)(to + m->heads), rows[16];
+    int32_t *starts = (int32_t *)(to + m->starts), *heads = (int32_t *)(to + m->heads), rows[TALLEST];
     memcpy(to, m, sizeof *m);
     if (!p) NAME(pack)(s->w, s->columns, 1, s->rows, s->columns, values);
     else starts[0] = 0;
@@ -304,7 +316,7 @@ static void write_matrix(const Matrix *m, const Source *s, const Plan *p, float 
     for (int64_t i = 0; i < lanes; i++) {
         const int64_t row = m->order ? number(p->order[i]) : i;
         if (m->order) ((int32_t *)(to + m->order))[i] = (int32_t)row;
-        const float shift = m->format == WINDOWS ? 256.0f : 1.0f; /* of the lanes' bits */
+        const float shift = in_windows(m->format) ? 256.0f : 1.0f; /* of the lanes' bits */
         if (m->scales) ((float *)(to + m->scales))[i] = row < s->rows ? s->scales[row] / shift : 0.0f;
     }
 }
@@ -331,17 +343,17 @@ static int64_t pack_source(Matrix *m, const Source *s, char *to)
 {
     if (m->format == DENSE) return pack_planned(m, s, NULL, 0, to);
     if (m->type != FLOAT32 && (m->format == ROWS || m->format == B8X1)) return -1;
-    if (m->type == BFLOAT16 && m->format == WINDOWS) return -1;
-    for (int64_t i = 0; m->format == WINDOWS && i < m->rows * m->columns; i++)
+    if (m->type == BFLOAT16 && in_windows(m->format)) return -1;
+    for (int64_t i = 0; in_windows(m->format) && i < m->rows * m->columns; i++)
         if (!has_room(s->w[i])) return -1;
-    for (int64_t row = 0; m->format == WINDOWS && s->scales && row < m->rows; row++)
+    for (int64_t row = 0; in_windows(m->format) && s->scales && row < m->rows; row++)
         if (!has_room(s->scales[row])) return -1;
     if (m->columns > MOST_COLUMNS || m->rows >= INT32_MAX - PAD) return -1;
     const Shape shape = shape_of(m->format);
     m->groups = (m->rows + shape.height - 1) / shape.height;
     Plan plain = planned(m->format, s, m->groups, 0), sorted = {0, NULL, NULL};
-    if (shape.sorted) sorted = planned(m->format, s, m->groups, 1);
-    const int sort = sorted.order && (double)sorted.steps < SORTING_PAYS * (double)plain.steps;
+    if (shape.scattered) sorted = planned(m->format, s, m->groups, 1);
+    const int sort = sorted.order && (plain.steps - sorted.steps) * shape.scattered > m->rows;
     const int64_t size = plain.order ? pack_planned(m, s, sort ? &sorted : &plain, sort, to) : -1;
     free(plain.order), free(sorted.order);
     return size;
