@@ -198,6 +198,18 @@ def test_narrow_values_take_the_fewer_bytes(kernels):
     assert [round(dense / one, 1) for one in narrow] == [2, 4]
 
 
+@each_kernels
+@pytest.mark.parametrize("columns", [1, 3, 100, 4096, 5000])  # of 8 bits, the last by other means
+@pytest.mark.parametrize("format", ["dense-bfloat16", "dense-int8"])
+def test_narrow_values_multiply_as_exactly_as_floats(kernels, columns, format):
+    weight = fitting(torch.randn(70, columns), format)
+    for scale in (1e-33, 1.0, 1e25):
+        x = scale * torch.randn(columns) * torch.logspace(-3, 0, columns)
+        exact = weight.double() @ x.double()
+        error = (multiplied(kernels, weight, format, x) - exact).norm()
+        assert error <= 5e-7 * weight.double().norm() * x.double().norm()
+
+
 # Layers
 
 

@@ -233,6 +233,8 @@ class Decoder:
         if front is None:
             return _Front()
         along = "dense" if front.input.format.startswith("dense") else "rows"
+        if front.input.format == "dense-int8" and self.kernels.knows_digits():
+            along = front.input.format
         return _Front(
             len(front.state.weight) // 4,
             self._gates(front.input),
@@ -246,22 +248,23 @@ class Decoder:
         return _Back(weight.shape[1], len(weight) // 4, self._gates(back.map), bias.data_ptr())
 
     def _gates(self, matrix: Matrix) -> Any:
-        """Pack the four gates' matrices each by itself, and return where they are."""
-        pointers = []
-        for weight in matrix.weight.chunk(4):
-            key = weight.data_ptr(), matrix.format
-            if key not in self._packed:
-                self._packed[key] = self._pack(weight, matrix.format)
-            self._kept.append(self._packed[key])
-            pointers.append(self._packed[key].pointer)
-        return (ctypes.c_void_p * 4)(*pointers)
+        """Pack the four gates' matrices, all of them in one format, and return where they are."""
+        gates = matrix.weight.chunk(4)
+        keys = [(weight.data_ptr(), matrix.format) for weight in gates]
+        if not all(key in self._packed for key in keys):
+            format = self._holding(gates, matrix.format)
+            packed = [Packed(self.kernels, weight, format) for weight in gates]
+            self._packed |= dict(zip(keys, packed, strict=True))
+        found = [self._packed[key] for key in keys]
+        self._kept += found
+        return (ctypes.c_void_p * 4)(*(one.pointer for one in found))
 
-    def _pack(self, weight: Float[Tensor, "rows in"], format: str) -> Packed:
-        """Pack a matrix; where the format does not hold it (any more), in a wider one."""
+    def _holding(self, gates: Sequence[Float[Tensor, "rows in"]], format: str) -> str:
+        """Return a format, or where it does not hold the matrices (any more) a wider one."""
         for wider in (format, format.partition("-")[0]):
-            if Packed.bytes_of(self.kernels, weight, wider) >= 0:
-                return Packed(self.kernels, weight, wider)
-        return Packed(self.kernels, weight, "dense")
+            if all(Packed.bytes_of(self.kernels, weight, wider) >= 0 for weight in gates):
+                return wider
+        return "dense"
 
     def _bias(self, weight: Tensor, bias: Tensor | None) -> Float[Tensor, " padded"]:
         """Lay a bias out as the kernels do: each gate's part filled up to its stride."""

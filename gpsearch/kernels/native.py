@@ -32,6 +32,7 @@ _ARGUMENTS = {
     "clear_dormant": "ppi",
     "pack_matrix": "iipiip",
     "multiply_matrix": "ppp",
+    "knows_digits": "",
     "decode_stride": "i",
     "decode": "pippp",
     "decode_step": "pipipppp",

@@ -7,5 +7,6 @@
 #include "sparse.h"
 #include "dormant.h"
 #include "pack.h"
+#include "narrow.h"
 #include "matrix.h"
 #include "decode.h"

@@ -89,18 +89,6 @@ INLINE float sum_of(vf x)
     return sum;
 }
 
-/* The arrays of a packed matrix; of each group the steps, first to last - 1, and its first row. */
-#define VALUES(m) ((const float *)((const char *)(m) + (m)->values))
-#define SCALES(m) ((const float *)((const char *)(m) + (m)->scales))
-#define PLACES(m, type) ((const type *)((const char *)(m) + (m)->places))
-#define STARTS(m) ((const int32_t *)((const char *)(m) + (m)->starts))
-#define HEADS(m) ((const int32_t *)((const char *)(m) + (m)->heads))
-#define ORDER(m) ((const int32_t *)((const char *)(m) + (m)->order))
-#define EACH_GROUP(m)                                                                              \
-    for (int64_t g = 0, first, last, row;                                                          \
-         g < (m)->groups && (first = STARTS(m)[g], last = STARTS(m)[g + 1], row = HEADS(m)[g], 1); \
-         g++)
-
 /* VW of the values, from some place on; those of 8 bits still want their scales. */
 INLINE vf value(const int type, const Matrix *m, int64_t at)
 {
@@ -115,8 +103,6 @@ INLINE vf scaled(const int type, const Matrix *m, int64_t lane, vf sums)
     return type == INT8 ? load(SCALES(m) + lane) * sums : sums;
 }
 
-/* Weights come from memory that is farther away than the processor's own foresight reaches. */
-#define AHEAD 1024
 INLINE void fetch(const int type, const Matrix *m, int64_t at)
 {
     __builtin_prefetch((const char *)VALUES(m) + at * bytes_of(type) + AHEAD);
@@ -331,7 +317,12 @@ static void multiply_packed(const Matrix *m, const float *x, float *y)
     else multiply_windows(FLOAT32, vectors, m, x, y);                                              \
     break
     switch (m->format) {
-        case DENSE: TYPED(multiply_dense);
+        case DENSE:
+            if (m->type == BFLOAT16) multiply_pairs(m, x, y);
+            else if (together(m) == 4) multiply_fours(m, x, y);
+            else if (m->type == INT8) multiply_dense(INT8, m, x, y);
+            else multiply_dense(FLOAT32, m, x, y);
+            break;
         case ROWS: multiply_rows(m, x, y); break;
         case SELL: TYPED(multiply_sell);
         case WINDOWS: TALL(1);
@@ -345,16 +336,24 @@ static void multiply_packed(const Matrix *m, const float *x, float *y)
 #undef TALL
 }
 
-/* The same for matrices of one format, as dense ones would have it; x_step is 0 where all read the
-   same, else they read one after the other. */
+/* The same for matrices of one format and type, as dense ones would have it; x_step is 0 where all
+   read the same, else they read one after the other. */
 static void multiply_each(
     int64_t count, const Matrix *const *m, const float *x, int64_t x_step, float *y, int64_t y_step)
 {
     float nan = 0.0f;
+    InDigits digits;
+    int suits = 0;
     for (int64_t i = 0; i < count; i++, x += x_step, y += y_step) {
+        const int another = i == 0 || x_step;
+        if (together(m[i]) == 4 && another) suits = write_digits(x, m[i]->columns, &digits);
+        if (suits) {
+            multiply_digits(m[i], &digits, y);
+            continue;
+        }
         multiply_packed(m[i], x, y);
         if (m[i]->format == DENSE) continue;
-        if (i == 0 || x_step) nan = unrest(x, m[i]->columns);
+        if (another) nan = unrest(x, m[i]->columns);
         if (nan != 0.0f)
             for (int64_t row = 0; row < m[i]->rows; row++) y[row] += nan;
     }

@@ -17,7 +17,8 @@
 
    Values are stored as one of three types: FLOAT32, BFLOAT16, or INT8, where a row's values are whole
    numbers times the row's scale. A type holds a matrix exactly, or the matrix is not packed so. In
-   windows, INT8 takes 16 bits, of which the lower 8 are the lane.
+   windows, INT8 takes 16 bits, of which the lower 8 are the lane. In DENSE, two columns of BFLOAT16 lie
+   together, row by row within a panel, and with AVX-512 four of INT8.
 
    Rows of SELL and windows are sorted by their number of non-zeros, so that a group's are alike,
    where that saves more than it takes to add sums to y one by one. Groups are sorted by their number
@@ -36,12 +37,27 @@ enum { FLOAT32, BFLOAT16, INT8 };
 #define WINDOW_AT (VW == 16 ? 16 : 1)    /* and loads are slow across the lines of its cache */
 #define TALLEST (4 * VW)                 /* rows of a group, at the most */
 
+/* Bytes: weights come from memory that is farther away than the processor's own foresight reaches. */
+#define AHEAD 1024
+
 typedef struct {
     int64_t format, type, rows, columns, groups;
     /* In bytes from the header on: of all steps, of all groups, and of all their rows; order is 0
        where these follow one another, scales where there are none. */
     int64_t values, places, starts, heads, order, scales;
 } Matrix;
+
+/* The arrays of a packed matrix; of each group the steps, first to last - 1, and its first row. */
+#define VALUES(m) ((const float *)((const char *)(m) + (m)->values))
+#define SCALES(m) ((const float *)((const char *)(m) + (m)->scales))
+#define PLACES(m, type) ((const type *)((const char *)(m) + (m)->places))
+#define STARTS(m) ((const int32_t *)((const char *)(m) + (m)->starts))
+#define HEADS(m) ((const int32_t *)((const char *)(m) + (m)->heads))
+#define ORDER(m) ((const int32_t *)((const char *)(m) + (m)->order))
+#define EACH_GROUP(m)                                                                              \
+    for (int64_t g = 0, first, last, row;                                                          \
+         g < (m)->groups && (first = STARTS(m)[g], last = STARTS(m)[g + 1], row = HEADS(m)[g], 1); \
+         g++)
 
 typedef struct {
     int height, values, place_bytes;
@@ -72,6 +88,18 @@ static Shape shape_of(int64_t format)
 INLINE int steps_at_once(const int tall) { return tall == 1 ? 4 : 2; }
 
 INLINE int in_windows(int64_t format) { return format >= WINDOWS && format <= WINDOWS4; }
+
+/* Columns of a dense matrix that lie together, and how many there are with some of zeros. */
+INLINE int64_t together(const Matrix *m)
+{
+    if (m->format != DENSE || m->type == FLOAT32) return 1;
+    return m->type == BFLOAT16 ? 2 : VW == 16 ? 4 : 1;
+}
+
+INLINE int64_t padded_columns(const Matrix *m)
+{
+    return together(m) > 1 ? (m->columns + 7) / 8 * 8 : m->columns;
+}
 
 /* Types */
 
@@ -127,14 +155,26 @@ static int holds(int64_t type, const Source *s, float *scales, float *whole)
     return 1;
 }
 
+static void write_value(const Matrix *m, float value, int64_t at, char *to)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if (m->type == BFLOAT16) ((uint16_t *)to)[at] = (uint16_t)(bits >> 16);
+    else if (in_windows(m->format)) ((int16_t *)to)[at] = (int16_t)value; /* and the lane */
+    else ((int8_t *)to)[at] = (int8_t)value;
+}
+
 static void write_narrow(const Matrix *m, const float *values, int64_t count, char *to)
 {
+    const int64_t many = together(m), columns = m->columns;
+    if (many > 1) memset(to, 0, (size_t)(panels(m->rows) * PANEL * padded_columns(m) * bytes_of(m->type)));
     for (int64_t i = 0; i < count; i++) {
-        uint32_t bits;
-        memcpy(&bits, values + i, 4);
-        if (m->type == BFLOAT16) ((uint16_t *)to)[i] = (uint16_t)(bits >> 16);
-        else if (in_windows(m->format)) ((int16_t *)to)[i] = (int16_t)values[i]; /* and the lane */
-        else ((int8_t *)to)[i] = (int8_t)values[i];
+        int64_t at = i;
+        if (many > 1) {
+            const int64_t lane = i % PANEL, k = i / PANEL % columns, panel = i / PANEL / columns;
+            at = (panel * padded_columns(m) + k / many * many) * PANEL + lane * many + k % many;
+        }
+        write_value(m, values[i], at, to);
     }
 }
 
@@ -286,6 +326,7 @@ static int64_t place(Matrix *m, int64_t values, int64_t steps, int64_t lanes, in
     const Shape shape = shape_of(m->format);
     m->values = whole_lines(sizeof(Matrix));
     const int64_t lane_too = in_windows(m->format) && m->type == INT8;
+    if (together(m) > 1) values = lanes * padded_columns(m);
     m->scales = m->values + whole_lines(values * (bytes_of(m->type) + lane_too));
     m->places = m->scales + (m->type == INT8 ? whole_lines(4 * lanes) : 0);
     m->starts = m->places + whole_lines(steps * shape.place_bytes);
