@@ -1,8 +1,9 @@
 """Narrow weights: the recurrent matrices of a model, rounded to what fewer bits can hold.
 
 Parameters stay ordinary ones, so every device computes with the rounded values; the kernels in C
-read them as narrow ones. Activations, sums, biases and all other modules keep their precision. A
-zero stays zero.
+read them as narrow ones. Activations, sums, biases and all other modules keep their precision, but
+where a processor multiplies bytes (VNNI): there activations are multiples of 2^-20 or less. A zero
+stays zero.
 """
 
 from __future__ import annotations

@@ -233,7 +233,8 @@ class Decoder:
         if front is None:
             return _Front()
         along = "dense" if front.input.format.startswith("dense") else "rows"
-        if front.input.format == "dense-int8" and self.kernels.knows_digits():
+        columns = front.input.weight.shape[1]
+        if front.input.format == "dense-int8" and self.kernels.knows_digits(columns):
             along = front.input.format
         return _Front(
             len(front.state.weight) // 4,

@@ -32,7 +32,7 @@ _ARGUMENTS = {
     "clear_dormant": "ppi",
     "pack_matrix": "iipiip",
     "multiply_matrix": "ppp",
-    "knows_digits": "",
+    "knows_digits": "i",
     "decode_stride": "i",
     "decode": "pippp",
     "decode_step": "pipipppp",
@@ -111,7 +111,8 @@ def description() -> str:
     chosen = native()
     if chosen is None:
         return f"switched off by {_CHOICE}=off"
-    return f"{chosen.instruction_set}, of {', '.join(available())}"
+    bytes_too = " with VNNI" if chosen.knows_digits(1) else ""
+    return f"{chosen.instruction_set}{bytes_too}, of {', '.join(available())}"
 
 
 def counts(*names: str) -> list[tuple[str, Any]]:

@@ -49,14 +49,14 @@ INLINE int64_t z_step(const Cell *c) { return front_size(&c->front[0]) + front_s
    only counts. */
 static int64_t furnish(const Cell *cell, int64_t steps, float *floats, Room *room)
 {
-    const int64_t together = steps < LANES ? steps : LANES;
+    const int64_t at_once = steps < LANES ? steps : LANES;
     const int64_t one = cell->front[0].rows, other = cell->front[1].rows;
     int64_t used = 0, pre = 0;
     for (int64_t j = 1; j < cell->depth; j++) pre += 4 * stride(cell->back[j].width);
 #define TAKE(name, count) room->name = floats ? floats + used : NULL, used += (count)
     TAKE(x, (steps < FEWEST ? 1 : LANES) * stride(cell->inputs));
     TAKE(sums, steps < FEWEST ? 0 : (one > other ? one : other) * LANES);
-    TAKE(z, together * z_step(cell));
+    TAKE(z, at_once * z_step(cell));
     TAKE(pre, pre);
     TAKE(gate, 4 * stride(cell->size));
     TAKE(h, stride(cell->size));
@@ -73,7 +73,7 @@ static void take_lanes(const Cell *cell, int64_t steps, const float *x, int64_t 
         clear(to + k * LANES + steps, LANES - steps);
 }
 
-/* Steps one by one, by weights of 8 bits, which by digits is as fast as anything. */
+/* Steps one by one, by weights of 8 bits: by digits that is as fast as anything. */
 static void multiply_one_by_one(const Cell *cell, const Front *front, int64_t steps, const float *x,
                                 int64_t x_step, float *z, float *padded)
 {
@@ -92,7 +92,6 @@ static void multiply_inputs(const Cell *cell, int64_t steps, const float *x, int
         const Front *front = &cell->front[f];
         if (front->rows && front->along[0]->type == INT8) {
             multiply_one_by_one(cell, front, steps, x, x_step, room->z + column, room->x);
-            turned = 0;
             continue;
         }
         for (int gate = 0; front->rows && gate < 4; gate++) {

@@ -336,18 +336,19 @@ static void multiply_packed(const Matrix *m, const float *x, float *y)
 #undef TALL
 }
 
-/* The same for matrices of one format and type, as dense ones would have it; x_step is 0 where all
+/* The same for matrices of one format and type, as dense ones would have it
+   (but for infinities: see `unrest`); x_step is 0 where all
    read the same, else they read one after the other. */
 static void multiply_each(
     int64_t count, const Matrix *const *m, const float *x, int64_t x_step, float *y, int64_t y_step)
 {
     float nan = 0.0f;
     InDigits digits;
-    int suits = 0;
+    digits.count = 0;
     for (int64_t i = 0; i < count; i++, x += x_step, y += y_step) {
         const int another = i == 0 || x_step;
-        if (together(m[i]) == 4 && another) suits = write_digits(x, m[i]->columns, &digits);
-        if (suits) {
+        if (together(m[i]) == 4 && another) write_digits(x, m[i]->columns, &digits);
+        if (digits.count) {
             multiply_digits(m[i], &digits, y);
             continue;
         }

@@ -61,7 +61,7 @@ typedef struct {
 
 typedef struct {
     int height, values, place_bytes;
-    int scattered; /* rows whose sums are added one by one in the time of a step; 0: never sorted */
+    int scattered_per_step; /* rows' sums added one by one in the time of a step; 0: never sorted */
 } Shape;
 
 typedef struct {
@@ -89,7 +89,7 @@ INLINE int steps_at_once(const int tall) { return tall == 1 ? 4 : 2; }
 
 INLINE int in_windows(int64_t format) { return format >= WINDOWS && format <= WINDOWS4; }
 
-/* Columns of a dense matrix that lie together, and how many there are with some of zeros. */
+/* Columns of a dense matrix that lie together, and the number of columns, rounded up by such of zeros. */
 INLINE int64_t together(const Matrix *m)
 {
     if (m->format != DENSE || m->type == FLOAT32) return 1;
@@ -393,8 +393,8 @@ static int64_t pack_source(Matrix *m, const Source *s, char *to)
     const Shape shape = shape_of(m->format);
     m->groups = (m->rows + shape.height - 1) / shape.height;
     Plan plain = planned(m->format, s, m->groups, 0), sorted = {0, NULL, NULL};
-    if (shape.scattered) sorted = planned(m->format, s, m->groups, 1);
-    const int sort = sorted.order && (plain.steps - sorted.steps) * shape.scattered > m->rows;
+    if (shape.scattered_per_step) sorted = planned(m->format, s, m->groups, 1);
+    const int sort = sorted.order && (plain.steps - sorted.steps) * shape.scattered_per_step > m->rows;
     const int64_t size = plain.order ? pack_planned(m, s, sort ? &sorted : &plain, sort, to) : -1;
     free(plain.order), free(sorted.order);
     return size;
