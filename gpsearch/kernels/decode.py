@@ -21,11 +21,19 @@ from gpsearch.kernels.native import Native
 _WINDOWS = ("windows", "windows2", "windows4")
 _LAYOUTS = ("dense", "rows", "sell16", *_WINDOWS, "16x1", "8x1", "4x4")
 _TYPES = ("", "-bfloat16", "-int8")
+
+
+def _exists(layout: str, type: str) -> bool:
+    if layout in ("rows", "8x1"):
+        return not type
+    return not (layout in _WINDOWS and type == "-bfloat16")
+
+
 _CODES = {
     layout + type: (i, j)
     for j, type in enumerate(_TYPES)
     for i, layout in enumerate(_LAYOUTS)
-    if not type or not (layout in ("rows", "8x1") or (layout in _WINDOWS and "bfloat16" in type))
+    if _exists(layout, type)
 }
 FORMATS = tuple(_CODES)
 """How a weight matrix may be packed; `csrc/pack.h` describes the layouts, and the types of values,
