@@ -104,9 +104,11 @@ def test_a_packed_matrix_multiplies_as_it_did(kernels, rows, columns, density, f
     weight = fitting(weight, format)
     x = torch.randn(columns, generator=draw)
 
-    error = (multiplied(kernels, weight, format, x) - weight @ x).abs()
-    lanes = 2**-19 * (weight.abs() @ x.abs())  # windows note a place in each value
-    assert (error <= 1e-5 + lanes).all()
+    wanted, found = weight @ x, multiplied(kernels, weight, format, x)
+    lanes = 2**-19 if format in ("windows", "windows2", "windows4") else 0  # noted in each value
+    assert (
+        (found - wanted).abs() <= 1e-5 * (1 + wanted.abs()) + lanes * (weight.abs() @ x.abs())
+    ).all()
 
 
 @each_kernels
@@ -184,7 +186,8 @@ def test_rows_with_many_weights_are_put_together(kernels, format):
 def test_no_other_pair_of_layout_and_type_can_be_packed(kernels):
     weight = torch.ones(20, 20)
     codes = set(_CODES.values())
-    for layout, type in itertools.product(range(9), range(3)):
+    layouts = 1 + max(layout for layout, _ in codes)
+    for layout, type in itertools.product(range(layouts), range(3)):
         size = kernels.pack_matrix(layout, type, weight.data_ptr(), 20, 20, None)
         assert (size > 0) == ((layout, type) in codes)
 
