@@ -40,6 +40,7 @@ class Chained(Protocol):
         ...
 
 
+@torch.inference_mode(False)  # within it a copy's weights could not be watched, nor run in C
 @torch.no_grad()
 def compact(model: nn.Module, *, weights: str = "float32", here: bool = True) -> nn.Module:
     """Return the smallest equal module (to 1e-5), in eval mode; ``model`` stays as it is.

@@ -100,6 +100,7 @@ def save_model(model: nn.Module, path: Path) -> None:
     write_atomically(path, lambda temporary: torch.save(model, temporary))
 
 
+@torch.inference_mode(False)  # as for `gpsearch.compact`
 def load_model(path: Path) -> nn.Module:
     """Load a model that `save_model` wrote. Like every pickle it must come from a trusted source.
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gpsearch import HLSTM, HLSTMCell, compact
+from gpsearch.deploy import load_model, save_model
 from gpsearch.formats import choose
 from gpsearch.kernels import native
 from gpsearch.kernels.decode import FORMATS
@@ -41,6 +42,17 @@ def test_every_weight_of_a_layer_gets_its_format(density):
     assert set(small.formats.values()) <= set(FORMATS)
     assert set(small.formats) == {n for n, p in small.named_parameters() if p.dim() == 2}
     assert_equal(module, small, torch.randn(40, 1, 96))
+
+
+@needs_kernels
+def test_the_kernels_run_what_was_made_compact_or_loaded_in_inference_mode(tmp_path):
+    module, x = HLSTM(96, 96, gate_hidden=(96,)).eval(), torch.randn(1, 1, 96)
+    save_model(compact(module), tmp_path / "model.pt")
+
+    with torch.inference_mode():
+        for small in list[Any]([compact(module), load_model(tmp_path / "model.pt")]):
+            small.formats = {"weight_gate_hh_l0": "dense"}
+            assert small.decoder(1, x) is not None
 
 
 @needs_kernels
