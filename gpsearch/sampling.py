@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     import optuna
 
 ATTEMPTS = 20
-"""Proposals drawn before a space is taken to hold nothing new."""
+"""Proposals a sampler may repeat before candidates are drawn at random."""
+RANDOM_ATTEMPTS = 500
+"""Candidates drawn at random before a space is taken to hold nothing new: the last of a hundred
+equally likely ones is overlooked once in 150 times."""
+POPULATION = 12
+"""Of a generation of NSGA-II. Optuna's 50 would be all trials of most studies, and the first
+generation is random."""
 
 
 class SpaceExhausted(Exception):
@@ -57,7 +63,7 @@ def propose(
         params: Propose exactly these parameters, as before an interruption.
 
     Raises:
-        SpaceExhausted: Nothing new was found in `ATTEMPTS` draws.
+        SpaceExhausted: Nothing new was found, neither by the sampler nor at random.
     """
     number = len(finished)
     tried = {_key(trial.params) for trial in finished}
@@ -70,9 +76,8 @@ def propose(
         draw = _draw(finished, space, goals, sampler, (seed, number, attempt), fixed)
         if fixed is not None or _key(draw.params) not in tried:
             candidate = space.suggest(_fixed_trial(draw))
-            attrs = {k: v for k, v in draw.system_attrs.items() if k.startswith("nsga")}
-            return Proposal(candidate, draw.params, draw.distributions, attrs, name)
-    raise SpaceExhausted
+            return Proposal(candidate, draw.params, draw.distributions, _generation(draw), name)
+    return _any_other(tried, space, (seed, number, ATTEMPTS))
 
 
 def _draw(
@@ -84,11 +89,9 @@ def _draw(
     fixed: dict[str, Any] | None,
 ) -> optuna.trial.FrozenTrial:
     """Ask a sampler once, in a study in memory that nobody keeps."""
-    import numpy as np
     import optuna
 
-    entropy = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    study = optuna.create_study(directions=["minimize"] * goals, sampler=_sampler(sampler, entropy))
+    study = optuna.create_study(directions=["minimize"] * goals, sampler=_sampler(sampler, seed))
     study.add_trials(finished)
     if fixed is not None:
         study.enqueue_trial(fixed)
@@ -96,11 +99,28 @@ def _draw(
     return study.trials[-1]
 
 
-def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+def _any_other(
+    tried: set[tuple[tuple[str, Any], ...]], space: Space, seed: tuple[int, int, int]
+) -> Proposal:
+    """Return a random candidate that has not been tried."""
     import optuna
 
+    study = optuna.create_study(sampler=_sampler("random", seed))
+    for _ in range(RANDOM_ATTEMPTS):
+        trial = study.ask()
+        candidate = space.suggest(trial)
+        if _key(trial.params) not in tried:
+            return Proposal(candidate, trial.params, trial.distributions, {})
+    raise SpaceExhausted
+
+
+def _sampler(name: str, entropy: tuple[int, int, int]) -> optuna.samplers.BaseSampler:
+    import numpy as np
+    import optuna
+
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     if name == "nsga2":
-        return optuna.samplers.NSGAIISampler(seed=seed)
+        return optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=seed)
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
@@ -108,6 +128,14 @@ def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
         # width only where there are gates) falls back to independent sampling.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
+
+
+def _generation(draw: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    """Return what NSGA-II notes of a trial: without a generation it would begin anew each time."""
+    import optuna
+
+    own = optuna.samplers.NSGAIISampler.__name__
+    return {key: value for key, value in draw.system_attrs.items() if key.startswith(own)}
 
 
 def _fixed_trial(draw: optuna.trial.FrozenTrial) -> Any:

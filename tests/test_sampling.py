@@ -1,9 +1,11 @@
+import math
+from statistics import median
 from typing import Any
 
 import optuna
 import pytest
 
-from gpsearch.sampling import SpaceExhausted, propose
+from gpsearch.sampling import POPULATION, SpaceExhausted, propose
 from gpsearch.space import Space
 
 SPACE = Space.read("tests/toy.toml")
@@ -11,8 +13,9 @@ SPACE = Space.read("tests/toy.toml")
 
 def finish(proposal, values=(0.5, 1.0)):
     return optuna.trial.create_trial(
-        values=list(values), params=proposal.params, distributions=proposal.distributions
-    )
+        values=list(values), params=proposal.params, distributions=proposal.distributions,
+        system_attrs=proposal.system_attrs,
+    )  # fmt: skip
 
 
 def ask(finished, **more):
@@ -53,6 +56,22 @@ def test_no_candidate_is_proposed_twice():
     assert len(set(candidates)) == len(candidates)
 
 
+def test_nsga2_goes_where_the_better_ones_are():
+    def rates(best):
+        finished: list[Any] = []
+        for _ in range(4 * POPULATION):
+            proposal = ask(finished, sampler="nsga2", goals=1)
+            rate = proposal.params["learning_rate"]
+            finished.append(finish(proposal, [abs(math.log(rate / best))]))
+        return [trial.params["learning_rate"] for trial in finished]
+
+    low, high = rates(best=0.005), rates(best=0.05)
+
+    assert low[:POPULATION] == high[:POPULATION]
+    assert median(low[-POPULATION:]) < 0.01
+    assert median(high[-POPULATION:]) > 0.02
+
+
 def test_what_had_begun_is_proposed_again():
     params = ask([], seed=5).params | {"learning_rate": 0.01}
 
@@ -63,6 +82,23 @@ def test_conditional_parameters_are_only_there_where_they_mean_something():
     for proposal in walk(20)[0]:
         deep = proposal.candidate.architecture.gate_depth > 0
         assert any("gate_width" in name for name in proposal.params) == deep
+
+
+def test_a_space_is_searched_to_its_last_candidate(tmp_path):
+    (tmp_path / "few.toml").write_text(
+        "[architecture]\nhidden_size = { low = 8, high = 40, step = 8 }\n"
+        'activation = ["relu", "tanh", "gelu"]\ngate_depth = 1\ngate_width = [4, 8]\n'
+        "[baselines.a]\narchitecture.hidden_size = 8\n"
+    )
+    space = Space.read(str(tmp_path / "few.toml"))
+    finished: list[Any] = []
+    for number in range(5 * 3 * 2):
+        proposal = propose(finished, space, goals=2, sampler="tpe", seed=0)
+        finished.append(finish(proposal, (1.0 * number, 1.0)))
+
+    assert len({str(trial.params) for trial in finished}) == 30
+    with pytest.raises(SpaceExhausted):
+        propose(finished, space, goals=2, sampler="tpe", seed=0)
 
 
 def test_an_exhausted_space_says_so(tmp_path):
