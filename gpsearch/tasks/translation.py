@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,14 +83,14 @@ class TranslationTask:
     def _leave_out_long(self) -> Iterator[str]:
         """Train on no pair with a side that decoding would cut."""
         pairs = self.examples["train"]
-        kept = [pair for pair in pairs if max(map(len, pair)) < LONGEST]
-        if len(kept) < len(pairs):
-            first = next(i for i, p in enumerate(pairs, 1) if max(map(len, p)) >= LONGEST)
+        short = [max(map(len, pair)) < LONGEST for pair in pairs]
+        if not all(short):
             yield (
-                f"{len(pairs) - len(kept):,} of {len(pairs):,} training pairs left out: {LONGEST} "
-                f"or more sub-words; the first is pair {first:,}"
+                f"{short.count(False):,} of {len(pairs):,} training pairs left out: {LONGEST} "
+                f"or more sub-words; the first is pair {short.index(False) + 1:,}"
             )
-        self.examples["train"] = kept
+        self.examples["train"] = list(compress(pairs, short))
+        self.corpus.splits["train"] = list(compress(self.corpus.splits["train"], short))
 
     def _about_tokens(self) -> Iterator[str]:
         if named := [split for split, tokenised in self.tokenised.items() if tokenised]:
