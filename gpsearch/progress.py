@@ -41,6 +41,8 @@ class Progress:
         self.live = sys.stderr.isatty()
         self.started_s = self.logged_s = time.monotonic()
         self.trials_here = 0
+        self.more = 0
+        """Trials after the one in hand."""
         self.what = ""
 
     def note(self, text: str) -> None:
@@ -50,6 +52,7 @@ class Progress:
     def trial_begins(self, number: int, proposal: Proposal) -> None:
         """Say what is tried."""
         baseline = f"baseline {proposal.baseline}: " if proposal.baseline else ""
+        self.more = self.study.settings.budget - number - 1
         self.what = f"trial {number} ({number + 1} of {self.study.settings.budget})"
         self._line(f"{self.what}  {baseline}{proposal.candidate.in_short()}")
 
@@ -100,8 +103,7 @@ class Progress:
         if not self.trials_here:
             return None
         each_s = (time.monotonic() - self.started_s) / (self.trials_here + 0.5)
-        more = self.study.settings.budget - int(self.what.split()[1].split("/")[0])
-        return trial_left_s + more * each_s
+        return trial_left_s + self.more * each_s
 
 
 def again_line(trial: int, reading: Reading) -> str:

@@ -34,6 +34,19 @@ def test_a_log_file_reads_well(tmp_path, capsys):
     assert renewed == [1, 1]
 
 
+def test_the_trial_in_hand_is_no_more_to_come(tmp_path, capsys):
+    settings = Settings.of({"space": "tests/toy.toml", "budget": 2})
+    progress = Progress(Study.create(tmp_path / "s", settings), lambda: None)
+    progress.trial_begins(0, Proposal(Candidate(), {}, {}, {}))
+    progress.trial_ends(0, {"state": "complete"})
+    progress.started_s -= 60
+
+    progress.trial_begins(1, Proposal(Candidate(), {}, {}, {}))
+    progress.epoch_ends(1, EPOCH, 10)
+
+    assert capsys.readouterr().err.rstrip().endswith("trial 0:28 left, study 0:28")
+
+
 def test_an_uneventful_epoch_is_short():
     assert "(" not in epoch_line(Epoch(0, "dense", 1.0, 1, 1.0, 1.0, 0.1, 1.0, ""), 5)
 

@@ -40,7 +40,7 @@ def draw_comparison(found: Comparison, path: Path) -> None:
         axes = figure.add_subplot(1, len(costs), index + 1)
         _draw_panel(axes, found, goal)
         if index == 0:
-            axes.set_ylabel(f"{found.first.metric} on the development split (%)", color=INK)
+            axes.set_ylabel(f"{found.first.error} on the development split (%)", color=INK)
     volumes = found.hypervolumes()
     stay = len(found.on(first=True, second=True))
     line = (
