@@ -31,9 +31,13 @@ class DemoProfiler:
 
     def run(self, handles, schedule):
         """Return the seconds of each call, until its output is there."""
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        with torch.inference_mode():
-            return [self.seconds(*handles[index]) for index in schedule]
+        try:
+            with torch.inference_mode():
+                return [self.seconds(*handles[index]) for index in schedule]
+        finally:
+            torch.set_num_threads(threads)  # the next training's
 
     def seconds(self, model, example):
         """Time one call; again, if another process took the processor from it."""
