@@ -171,8 +171,7 @@ def _final(folder: Path, number: int, device: str = "") -> dict[str, Any]:
     )
     if device:
         return reading.to_dict()
-    scores = task.evaluate(model, "test")
-    scores |= {"error": tasks.error(task, scores)}
+    scores = tasks.scores(task, model, "test")
     return columns(reading) | {f"test_{name}": value for name, value in scores.items()}
 
 

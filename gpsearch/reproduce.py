@@ -180,8 +180,7 @@ class Reproduction:
         write_text(folder / "reading.json", json.dumps(reading.to_dict(), indent=2) + "\n")
         scores: dict[str, Any] = {}
         for split in ("dev", "test"):
-            metrics = task.evaluate(deployed, split)
-            metrics |= {"error": tasks.error(task, metrics)}
+            metrics = tasks.scores(task, deployed, split)
             scores |= {f"{split}_{metric}": value for metric, value in metrics.items()}
         (folder / "checkpoint.pt").unlink(missing_ok=True)
         about = {"row": name, "seed": seed, "metric": task.metric, "metric_unit": tasks.unit(task)}

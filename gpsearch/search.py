@@ -130,14 +130,15 @@ class Search:
         A baseline is never gated: it is what the others are held against.
 
         Returns:
-            The development split's metrics, and every cost.
+            The development split's metrics with the error, and every cost.
 
         Raises:
             TooCostly: The candidate cannot meet a constraint.
             TrainingFailed: The training diverged or ran out of memory.
+            Unsupported: The task has no such network.
         """
         torch.manual_seed(self.settings.seed)
-        model = self.task.build(candidate.architecture)
+        model = self._built(candidate)
         if not baseline:
             self._refuse_hopeless(model, candidate)
         with Host().sharing() as pause:  # while another study measures here
@@ -165,7 +166,7 @@ class Search:
             energy="energy_j" in self.settings.columns,
             estimate_w=self.settings.estimate_w,
         )
-        return self.task.evaluate(deployed), reading
+        return tasks.scores(self.task, deployed), reading
 
     def run(self) -> None:
         """Try candidates until the budget is spent, then measure the front again.
@@ -228,6 +229,13 @@ class Search:
 
     # One trial's parts
 
+    def _built(self, candidate: Candidate) -> nn.Module:
+        """Build a candidate's network; that the task refuses it is no fault of the others."""
+        try:
+            return self.task.build(candidate.architecture)
+        except UserError as refusal:
+            raise Unsupported(refusal.args[0]) from refusal
+
     def _refuse_hopeless(self, model: nn.Module, candidate: Candidate) -> None:
         """Gate a candidate whose costs are known before training to break a constraint.
 
@@ -258,8 +266,8 @@ class Search:
             ValueError: An objective has no value of the kind that may share the front, or the error
                 is no number.
         """
-        if not math.isfinite(error := tasks.error(self.task, metrics)):
-            raise ValueError(f"the error of the compact network is {error}")
+        if not math.isfinite(metrics["error"]):
+            raise ValueError(f"the error of the compact network is {metrics['error']}")
         record = {"metrics": metrics, "signatures": tasks.signatures(self.task)}
         text = json.dumps({**record, **reading.to_dict()}, indent=2)
         write_text(self.study.trial_folder(number) / "reading.json", text + "\n")
@@ -273,7 +281,6 @@ class Search:
             "metric": self.task.metric,
             "metric_unit": tasks.unit(self.task),
             **metrics,
-            "error": error,
             **columns(reading),
             "flags": "; ".join(reading.flags),
         }

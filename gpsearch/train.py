@@ -212,7 +212,7 @@ class _Run:
         return event
 
     def _dev_error(self) -> float:
-        error = tasks.error(self.task, self.task.evaluate(self.model))
+        error = tasks.scores(self.task, self.model)["error"]
         if math.isnan(error):
             raise TrainingFailed(f"the development error is {error} after epoch {self.epoch}")
         return error

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -193,6 +194,29 @@ def test_a_candidate_that_the_device_cannot_run_fails_alone(tmp_path):
     assert states[:2] == ["complete", "complete"]
     assert "failed" in states
     assert all("no hidden layers" in row.get("reason", "no hidden layers") for row in study.rows())
+
+
+class OnlyLSTMs(ToyTask):
+    """A task without networks whose gates have hidden layers, which counts in numpy."""
+
+    def build(self, architecture):
+        if architecture.gate_depth:
+            raise UserError("gate_depth = 1: only 0 is there")
+        return super().build(architecture)
+
+    def evaluate(self, model, split="dev"):
+        return {name: np.float32(value) for name, value in super().evaluate(model, split).items()}
+
+
+def test_a_candidate_that_the_task_cannot_build_fails_alone(tmp_path):
+    study = a_study(tmp_path / "toy", budget=6, task="tests.test_search:OnlyLSTMs")
+    run(study)
+
+    assert [row["state"] for row in study.rows()][:2] == ["complete", "complete"]
+    assert {row["reason"] for row in study.rows() if row["state"] == "failed"} == {
+        "unsupported: gate_depth = 1: only 0 is there"
+    }
+    assert study.finals()
 
 
 class RunsNothing(ToyDevice):

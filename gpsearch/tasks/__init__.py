@@ -82,6 +82,12 @@ def error(task: Task, metrics: Mapping[str, float]) -> float:
     return float(metrics.get("error", metrics[task.metric]))
 
 
+def scores(task: Task, model: nn.Module, split: Split = "dev") -> dict[str, float]:
+    """Return a model's metrics on a split, the error among them, as files can hold them."""
+    metrics = {name: float(value) for name, value in task.evaluate(model, split).items()}
+    return metrics | {"error": error(task, metrics)}
+
+
 def unit(task: Task) -> str:
     """Return "%" where a task's metric is a fraction, and "" where it is a score of its own."""
     return str(getattr(task, "unit", "%"))
