@@ -30,7 +30,6 @@ from gpsearch.study import Row, environment
 from gpsearch.tasks import Task
 from gpsearch.train import Epoch, grow_and_prune
 
-SCALES = ("small", "paper")
 CLAIMS = {
     "speech": "19.4x fewer parameters and 37.4 % less latency; another model: WER 12.9 -> 8.7 % "
     "(DeepSpeech2, AN4)",
@@ -162,17 +161,19 @@ class Reproduction:
         write_text(folder / "candidate.toml", candidate.to_toml())
         torch.manual_seed(seed)
         with closing(profiling.find(self.comparison.device)) as device:
+            facts = device.probe()
             if not (folder / "model.pt").exists():
                 with Host().sharing() as pause:  # while another study measures here
                     model = grow_and_prune(
                         task.build(candidate.architecture), task, candidate.schedule,
                         candidate.training, folder=folder, seed=seed, pause=pause,
-                        device=device.probe().torch_device,
+                        device=facts.torch_device,
                         listener=lambda epoch: listener.epoch_ends(epoch, epochs),
                     )  # fmt: skip
-                small = compact(model.cpu(), weights=candidate.deployment.weights)
+                weights = candidate.deployment.weights
+                small = compact(model.cpu(), weights=weights, here=facts.here)
                 save_model(small, folder / "model.pt")
-            deployed = compact(load_model(folder / "model.pt"))
+            deployed = compact(load_model(folder / "model.pt"), here=facts.here)
             first = next(iter(self.candidates))
             reading = read_costs(
                 device, deployed, task, reference=self._reference(task), reference_name=first

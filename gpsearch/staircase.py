@@ -250,12 +250,13 @@ def take(
         UserError: The device cannot measure latency.
     """
     base, key = Architecture(**stairs.subject.architecture), stairs.sweep.key
-    reference = _network(task, base)
+    here = device.probe().here
+    reference = _network(task, base, here)
     for width in stairs.left:
         shape = Architecture(**{**stairs.subject.architecture, key: width})
         reading = measure(
             device,
-            _network(task, shape),
+            _network(task, shape, here),
             task.example(),
             reference=reference,
             reference_name=f"{key} {getattr(base, key)}",
@@ -293,11 +294,11 @@ def snapped(space: Space, settings: Settings, root: Path = FOLDER) -> Space:
     return space.with_edges(found, f"of {facts.name}, {_words(facts)}")
 
 
-def _network(task: Task, architecture: Architecture) -> nn.Module:
-    """Return the dense network of a shape, as it would be deployed."""
+def _network(task: Task, architecture: Architecture, here: bool) -> nn.Module:
+    """Return the dense network of a shape, as it would be deployed (``here``: see `compact`)."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return compact(task.build(architecture))
+        return compact(task.build(architecture), here=here)
 
 
 def _flags(settings: Settings) -> str:
