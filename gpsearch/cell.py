@@ -92,14 +92,25 @@ class HLSTMCell(Gated):
             return decoder.step(x, h, c)
         if gates is None:
             gates = self.gates(batch)
+        else:
+            self._check_gates(gates, batch)
         if gates is not None:
-            if gates.masks and gates.masks[0].shape[1] != batch:
-                rows = gates.masks[0].shape[1]
-                raise UserError(f"the gates are those of {rows} rows; the input has {batch}")
             hs, cs = recurrence([x[None]], h[None], c[None], [gates])
             return hs[0, 0], cs[0, 0]
         following: State = torch.lstm_cell(x, [h, c], *self._flat_weights(""))
         return following
+
+    def _check_gates(self, gates: Gates, batch: int) -> None:
+        """Refuse another cell's gates, by whose sizes the kernels would read and write."""
+        own = self.input_size, self.hidden_size, self.gate_hidden
+        widths = tuple([dense.weight.shape[2] for dense in gates.dense])
+        given = gates.ih.shape[1], gates.hh.shape[1], widths
+        if given != own:
+            names = "input_size, hidden_size and gate_hidden"
+            raise UserError(f"the gates have {names} {given}; those of this cell are {own}")
+        if gates.masks and gates.masks[0].shape[1] != batch:
+            rows = gates.masks[0].shape[1]
+            raise UserError(f"the gates are those of {rows} rows; the input has {batch}")
 
 
 class HLSTM(Gated):

@@ -442,6 +442,28 @@ def test_a_cells_gates_are_for_as_many_rows_as_were_said() -> None:
         cell(torch.randn(6, 3), None, cell.gates(2))
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        HLSTMCell(4, 5, gate_hidden=(6,)),
+        HLSTMCell(3, 90, gate_hidden=(6,)),
+        HLSTMCell(3, 5, gate_hidden=(90,)),
+        HLSTMCell(3, 5, gate_hidden=(6, 6)),
+    ],
+    ids=lambda other: other.extra_repr(),
+)
+def test_a_cell_refuses_gates_of_other_sizes(other: HLSTMCell) -> None:
+    cell = HLSTMCell(3, 5, gate_hidden=(6,))
+    with pytest.raises(UserError, match=r"the gates have .*; those of this cell are \(3, 5, \(6,"):
+        cell(torch.randn(2, 3), None, other.gates(2))
+
+
+def test_a_cell_without_hidden_layers_has_no_gates_to_take() -> None:
+    cell = HLSTMCell(3, 5, gate_hidden=())
+    with pytest.raises(UserError, match="the gates have"):
+        cell(torch.randn(2, 3), None, HLSTMCell(3, 5, gate_hidden=(5,)).gates(2))
+
+
 def test_a_copy_computes_with_all_weights() -> None:
     layer = HLSTM(16, 32, gate_hidden=(24,))
     masks = {n: torch.rand(p.shape) < 0.05 for n, p in layer.named_parameters() if p.dim() > 1}
