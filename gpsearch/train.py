@@ -7,7 +7,7 @@ import io
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -190,16 +190,15 @@ class _Run:
         self.pause()
         self.error = self._dev_error()
         self._remember_best()
-        self.epoch += 1
-        if self.epoch == self.training.epochs:
-            event = "; ".join(filter(None, [event, self._close()]))
-        rate = learning_rate(self.training, self.epoch / self.training.epochs)
-        self.history.append(
-            Epoch(
-                self.epoch - 1, phase, self.masks.density, self.masks.nonzeros, loss, self.error,
-                rate, seconds, event,
-            )
+        rate = learning_rate(self.training, (self.epoch + 1) / self.training.epochs)
+        row = Epoch(
+            self.epoch, phase, self.masks.density, self.masks.nonzeros, loss, self.error, rate,
+            seconds, event,
         )  # fmt: skip
+        self.epoch += 1
+        if self.epoch == self.training.epochs:  # the row stays that of the network just trained
+            row = replace(row, event="; ".join(filter(None, [event, self._close()])))
+        self.history.append(row)
 
     def _close(self) -> str:
         """Let the gate judge the last pruning step, by the best network since; say what it did."""

@@ -16,7 +16,7 @@ import torch
 from gpsearch.candidate import Architecture, Training
 from gpsearch.errors import UserError
 from gpsearch.schedule import GMP, GP, Dense, RigL
-from gpsearch.train import TrainingFailed, grow_and_prune, learning_rate
+from gpsearch.train import Epoch, TrainingFailed, grow_and_prune, learning_rate
 from tests.toy import ToyTask
 
 ARCHITECTURE = Architecture(hidden_size=8, gate_width=6, dropout=0.2)
@@ -225,6 +225,29 @@ def test_the_best_weights_are_those_of_the_final_density(tmp_path):
 
     # 0.2 is reached in epochs 4 and 6; of equal errors the later network is kept.
     assert all(value.equal(seen[6][name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "event", "density"),
+    [
+        (Dense(), "", 1.0),
+        (GMP(final_density=0.2, prune_start=0.5, prune_end=0.5, tolerance=0.1), "restore", 0.2),
+    ],
+)
+def test_every_epoch_tells_its_own_error(schedule, event, density):
+    class Scripted(ToyTask):
+        errors = iter([0.3, 0.2, 0.5, 0.4, 0.2])  # the last one after a restoration
+
+        def evaluate(self, model, split="dev"):
+            return {"err": next(self.errors)}
+
+    told: list[Epoch] = []
+    training = dataclasses.replace(TRAINING, epochs=4)
+    train(schedule=schedule, task=Scripted(), training=training, listener=told.append)
+
+    assert [epoch.error for epoch in told] == [0.3, 0.2, 0.5, 0.4]
+    assert told[-1].event.startswith(event)
+    assert told[-1].density == pytest.approx(density, abs=0.01)
 
 
 @pytest.mark.parametrize(
