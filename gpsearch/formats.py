@@ -160,8 +160,12 @@ def _may_go(lstm: nn.LSTM, model: nn.Module) -> bool:
         id(p) for module in model.modules() for p in set(module.parameters(recurse=False))
     )
     shared = any(owners[id(p)] > 1 for p in lstm.parameters())
-    hooked = lstm._forward_hooks or lstm._forward_pre_hooks
-    return not (lstm.proj_size or shared or hooked)
+    return not (lstm.proj_size or shared or hooked(lstm))
+
+
+def hooked(module: nn.Module) -> bool:
+    """Tell whether hooks see, and may change, what goes into a module or comes out."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _faster(lstm: nn.LSTM, kernels: Native) -> nn.Module:

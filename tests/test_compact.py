@@ -99,14 +99,23 @@ def test_batch_norms_shrink_with_the_units_and_take_part_in_their_constants():
     norm = nn.BatchNorm1d(2, eps=0.0)
     norm.running_mean, norm.running_var = torch.tensor([1.0, 1.0]), torch.tensor([4.0, 4.0])
     norm.weight.data, norm.bias.data = torch.tensor([1.0, 3.0]), torch.tensor([0.0, 2.0])
-    model = nn.Sequential(linear([[1], [0]], [0.0, 5.0]), norm, linear([[1, 10]], [0.0]))
+    layers = linear([[1], [0]], [0.0, 5.0]), norm, linear([[1, 10]], [0.0])
+    model = nn.Sequential(nn.Flatten(), *layers)
 
     small: Any = compact(model)
 
-    assert small[1].num_features == 1
-    assert small[1].running_mean.tolist() == [1]
-    assert small[2].bias.tolist() == [10 * ((5 - 1) / 2 * 3 + 2)]
+    assert small[2].num_features == 1
+    assert small[2].running_mean.tolist() == [1]
+    assert small[3].bias.tolist() == [10 * ((5 - 1) / 2 * 3 + 2)]
     assert_equal(model, small, torch.randn(4, 1))
+
+
+def test_a_batch_norm_of_channels_is_a_border():
+    norm, last = nn.BatchNorm1d(2), linear([[1, 0]], [0.0])
+    norm.running_mean = torch.tensor([1.0, 2.0])
+    model = nn.Sequential(linear([[1], [0]], [0.0, 5.0]), norm, last)
+
+    assert_equal(model, compact(model), torch.randn(4, 2, 1))  # 2 channels of 1 feature
 
 
 def test_a_constant_stays_where_its_reader_has_no_bias_to_take_it():
@@ -125,6 +134,22 @@ def test_one_dead_neuron_is_left_where_all_die():
 def test_what_reads_all_units_at_once_is_a_border(border):
     model = nn.Sequential(linear([[1], [0]], [0, 0]), border, linear([[1, 0]], [0.0]))
 
+    assert size(compact(model)) == size(model)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, "1.0"])
+def test_what_has_hooks_is_a_border(place):
+    inner = nn.Sequential(nn.ReLU())
+    model = nn.Sequential(linear([[1], [0]], [0.0, 0.5]), inner, linear([[1, 10]], [0.0]))
+    assert size(compact(model)) < size(model)
+
+    if place == 2:
+        model[2].register_forward_pre_hook(lambda module, read: (read[0] * 2 + 1,))
+    else:
+        hooked = model.get_submodule(str(place))
+        hooked.register_forward_hook(lambda module, read, out: out.roll(1, -1))
+
+    assert_equal(model, compact(model), torch.randn(4, 1))
     assert size(compact(model)) == size(model)
 
 
@@ -425,6 +450,7 @@ def test_single_modules_stay_equal_under_random_masks(seed, dead, depth, direct,
 def test_feed_forward_networks_stay_equal_under_random_masks(seed, dead, bias):
     torch.manual_seed(seed)
     model = nn.Sequential(
+        nn.Flatten(),
         nn.Linear(4, 6, bias=bias),
         nn.BatchNorm1d(6),
         nn.Sigmoid(),
