@@ -126,8 +126,8 @@ class GrowPrune:
             return None
         if update.event == "restore":
             return self._restore(update)
-        if update.event == "prune":
-            self._pruned_once = True
+        self._pruned_once |= update.event == "prune"
+        if update.event == "prune" or self._begins_cycle(update):
             self._last_good = self._snapshot()
         if update.prune_to is not None:
             self._prune(update.prune_to)
@@ -273,8 +273,16 @@ class GrowPrune:
             "structure": self._structure.state_dict(),
         }
 
+    def _begins_cycle(self, update: Update) -> bool:
+        """Tell whether this growth is the first since a pruning, which the gate then found good."""
+        if update.event != "grow" or self._last_good is None:
+            return False
+        return self.nonzeros < sum(
+            int(self._last_good["masks"][name].sum()) for name in self._weights
+        )
+
     def _restore(self, update: Update) -> Update | None:
-        """Take back the network from before the last pruning step, and prune no further."""
+        """Take back the last good network, and grow and prune no further."""
         if self._last_good is None:
             return None
         self._gate_closed = True

@@ -169,8 +169,14 @@ class _Pruning(_Sparse):
         if self.tolerance < 0:
             raise ValueError(f"tolerance = {self.tolerance} should be 0 or more")
 
-    def _pruning(self, now: Progress, peak: float) -> Update | None:
-        """Return the pruning step due now on the cubic fall from ``peak``."""
+    def _pruning(self, now: Progress, peak: float, *, again: bool = False) -> Update | None:
+        """Return the pruning step due now on the cubic fall from ``peak``.
+
+        Args:
+            now: The progress.
+            peak: The density before the first step.
+            again: The network was pruned before, so that the first step is judged, too.
+        """
         last = min(round(self.prune_end * now.epochs), now.epochs - 1)
         first = min(round(self.prune_start * now.epochs), last)
         if now.gate_closed or now.epoch < first:
@@ -179,7 +185,7 @@ class _Pruning(_Sparse):
             return None if self._regained(now) else Update("restore")
         if now.epoch > last or (now.epoch - first) % self.prune_every:
             return None
-        if now.epoch > first and not self._regained(now):
+        if (again or now.epoch > first) and not self._regained(now):
             return Update("restore")
         # The last step reaches the final density even where prune_every does not divide the window.
         is_last = now.epoch + self.prune_every > last
@@ -216,7 +222,8 @@ class GP(_Pruning):
     A sparse seed grows by gradient magnitude, then is pruned by magnitude with retraining. The
     paper leaves ratios and times open; these defaults did well on AN4's development split. With
     ``cycles`` > 1 growth and fall repeat within equal parts of the run (as in SCANN): every part
-    grows by the same ratio and ends at a density on the geometric way to `final_density`.
+    grows by the same ratio and ends at a density on the geometric way to `final_density`. The gate
+    judges the last step of a part as the next one begins, before anything grows.
     """
 
     name: ClassVar[str] = "gp"
@@ -254,8 +261,11 @@ class GP(_Pruning):
 
     def update(self, now: Progress) -> Update | None:
         """Grow in the growth window of a cycle, prune in its pruning window."""
-        part, now = self._cycle(now)
-        return part._growing(now) or part._pruning(now, peak=part.peak_density)
+        part, own = self._cycle(now)
+        again = own.epoch < now.epoch
+        if again and own.epoch == 0 and not now.gate_closed and not self._regained(now):
+            return Update("restore")
+        return part._growing(own) or part._pruning(own, peak=part.peak_density, again=again)
 
     def _growing(self, now: Progress) -> Update | None:
         """Return the growth step due now on the straight way from the seed to the peak."""

@@ -344,6 +344,32 @@ def test_a_network_that_does_not_recover_is_exchanged_for_the_last_good_one():
     assert weights[4].equal(weights[2])
 
 
+@pytest.mark.parametrize(
+    ("bad", "good"),  # epochs before which the error is too high, and which the last good one began
+    [(4, 3), (6, 4)],
+    ids=["after a cycle's pruning", "after the next one's growth"],
+)
+def test_a_cycle_that_goes_wrong_is_exchanged_for_the_last_good_network(bad, good):
+    model = a_model()
+    schedule = GP(
+        cycles=2, tolerance=0.05, grow_start=0.0, grow_end=0.25, prune_start=0.5, prune_end=0.75,
+        final_density=0.1,
+    )  # fmt: skip
+    masks = GrowPrune(model, torch.optim.Adam(model.parameters()), schedule, 8)
+    events, before = [], []
+    for epoch in range(8):
+        before.append((masks.density, model[0].weight.detach().clone()))
+        update = masks.update(epoch, losses(model), 0.9 if epoch == bad else 0.2)
+        events.append(update.event if update else "")
+        if epoch == bad:
+            assert masks.density == before[good][0]
+            assert model[0].weight.equal(before[good][1])
+        step(model, masks.optimizer, losses(model))
+
+    usual = ["grow", "grow", "prune", "prune"] * 2
+    assert events == [*usual[:bad], "restore", *[""] * (7 - bad)]
+
+
 class TestWholeUnits:
     def test_a_gates_hidden_unit_dies_with_its_inputs_bias_and_readers(self):
         model = HLSTM(5, 4, gate_hidden=(6,))

@@ -107,6 +107,28 @@ class TestTheAccuracyGate:
         assert self.ask(6, 0.2, gate_closed=True) is None
 
 
+class TestTheAccuracyGateBetweenCycles:
+    schedule = GP(cycles=2, grow_start=0.0, grow_end=0.1, tolerance=0.1)  # 10 epochs a cycle
+
+    def ask(self, epoch, error, density=0.2, **rest):
+        return self.schedule.update(Progress(epoch, 20, density, error, reference=0.3, **rest))
+
+    def test_judges_a_cycles_last_step_before_the_next_one_grows(self):
+        assert self.ask(10, 0.41) == Update("restore")
+        assert self.ask(10, 0.39).event == "grow"
+
+    def test_judges_the_first_step_of_a_further_cycle(self):
+        assert self.ask(14, 0.41, density=0.3) == Update("restore")
+        assert self.ask(14, 0.39, density=0.3).event == "prune"
+
+    def test_does_not_judge_what_comes_before_the_first_pruning(self):
+        assert self.ask(0, 0.9).event == "grow"
+        assert self.ask(4, 0.9, density=0.6).event == "prune"
+
+    def test_stays_closed(self):
+        assert all(self.ask(epoch, 0.9, gate_closed=True) is None for epoch in range(4, 21))
+
+
 @pytest.mark.parametrize(("epochs", "cycles"), [(10, 3), (11, 4), (20, 3)])
 def test_uneven_cycles_skip_no_epoch(epochs, cycles):
     schedule = GP(cycles=cycles, tolerance=0.0)
