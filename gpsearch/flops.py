@@ -12,6 +12,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -29,8 +30,14 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase, HLSTM, HLSTMCell)
 _WEIGHTED = (*_RECURRENT, nn.Linear, _ConvNd)
 _UNKNOWN = {
     f"aten::{name}"
-    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "bilinear")
-}
+    for name in (
+        "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell",
+        "_native_multi_head_attention", "_transformer_encoder_layer_fwd",
+        "bilinear", "inner", "vdot", "linalg_vecdot", "tensordot", "addbmm", "chain_matmul",
+        "linalg_multi_dot", "linalg_matrix_power", "linalg_matrix_exp", "cdist", "conv_tbc",
+        "_sparse_mm", "_sparse_addmm", "_addmm_activation", "mkldnn_linear",
+    )
+}  # fmt: skip
 """Matrix products that no handle knows: an error, where fvcore would score them as 0."""
 
 Handle = Callable[[list[Any], list[Any]], int]
@@ -58,7 +65,7 @@ def count(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Quantity]:
     """
     copied = copy.deepcopy(model).cpu().eval()
     inputs = tuple(one.detach().cpu() for one in example)
-    with torch.no_grad():
+    with torch.no_grad(), _separate_attention():
         uses, outputs = _observe(copied, inputs)
         products = {use: _products(use, calls) for use, calls in uses.items()}
         recurrent = sum(all_ for use, (all_, _) in products.items() if isinstance(use, _RECURRENT))
@@ -111,6 +118,17 @@ def hlstm_flops(
         direct = read * hidden_size if gate_direct and gate_hidden else 0
         multiply_adds += directions * 4 * (gate + direct)
     return 2 * steps * multiply_adds
+
+
+@contextmanager
+def _separate_attention() -> Iterator[None]:
+    """Keep torch from fusing attention, and a whole layer around it, into one operator."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _observe(
@@ -202,7 +220,7 @@ def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     if unknown:
         raise UserError(
             f"{type(model).__name__} calls {', '.join(unknown)}, whose FLOPs are not known; "
-            "use the recurrent modules of torch.nn or gpsearch"
+            "use matmul, einsum and the recurrent modules of torch.nn or gpsearch"
         )
     return total
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -230,6 +231,62 @@ class Products(nn.Module):
 def test_products_outside_modules_count_too() -> None:
     each = 2 * 4 * 4 * 6 + 4 * 6 + 3 * 7 * 4 * 6 + 4 * 6 * 5
     assert values(Products(), torch.zeros(2, 4, 6))["flops_dense"] == 2 * 2 * each
+
+
+class SelfAttention(nn.Module):
+    """Reads a sequence by itself, as torch has a fused way to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8, bias=False)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        attended: Tensor = self.attention(y, y, y, need_weights=False)[0]
+        return attended
+
+
+def test_self_attention_counts_though_torch_would_fuse_it() -> None:
+    attention = 4 * 5 * 8 * 8 + 2 * 5 * 5 * 8  # by 4 matrices; queries by keys, and by values
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    counted = values(SelfAttention(), torch.zeros(1, 5, 8))
+    assert counted["flops_dense"] == 2 * (5 * 8 * 8 + attention)
+    assert values(layer, torch.zeros(1, 5, 8))["flops_dense"] == 2 * (attention + 2 * 5 * 8 * 16)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Unhandled(nn.Module):
+    """Multiplies what a linear layer gives in a way that nobody counts."""
+
+    def __init__(self, product: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.product = nn.Linear(4, 4), product
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(self.first(x), x)
+
+
+@pytest.mark.parametrize(
+    ("operator", "product"),
+    [
+        ("linalg_multi_dot", lambda a, b: torch.linalg.multi_dot([a, b])),
+        ("tensordot", lambda a, b: torch.tensordot(a, b, 1)),
+        ("inner", torch.inner),
+        ("vdot", lambda a, b: torch.vdot(a[0], b[0])),
+        ("linalg_vecdot", torch.linalg.vecdot),
+        ("addbmm", lambda a, b: torch.addbmm(a, a[None], b[None])),
+        ("linalg_matrix_power", lambda a, b: torch.linalg.matrix_power(a, 3)),
+        ("linalg_matrix_exp", lambda a, b: torch.linalg.matrix_exp(a)),
+        ("cdist", torch.cdist),
+    ],
+)
+def test_a_product_that_no_handle_knows_is_named(
+    operator: str, product: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    with pytest.raises(UserError, match=f"Unhandled calls aten::{operator}, whose FLOPs"):
+        count(Unhandled(product), (torch.zeros(4, 4),))
 
 
 class Hidden(nn.Module):
