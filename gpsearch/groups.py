@@ -75,9 +75,15 @@ def weights(model: nn.Module, prunable: Callable[[str], bool] | None = None) -> 
             if prunable is None or prunable(short):
                 seen.add(parameter)
                 found[short] = Weight(
-                    short, parameter, GATES.get(type(module), 1), _layer(prefix, short)
+                    short, parameter, _gates(module, short), _layer(prefix, short)
                 )
     return found
+
+
+def _gates(module: nn.Module, name: str) -> int:
+    """Count the gates stacked in a parameter; what projects an LSTM's state is one matrix."""
+    projects = name.rpartition(".")[2].startswith("weight_hr_")
+    return 1 if projects else GATES.get(type(module), 1)
 
 
 def groups(weights: dict[str, Weight], scope: Scope) -> list[list[Piece]]:

@@ -25,6 +25,15 @@ def test_an_lstms_groups(scope, expected):
     assert sizes(nn.LSTM(3, 2), scope) == expected
 
 
+@pytest.mark.parametrize("prefix", ["", "0."])
+def test_an_lstms_projection_is_one_matrix(prefix):
+    lstm = nn.LSTM(3, 8, proj_size=6)  # by no means four gates of 6 / 4 rows
+    pieces = groups(weights(nn.Sequential(lstm) if prefix else lstm), "matrix")
+
+    assert [one for one in pieces if "hr" in one[0][0]] == [[(f"{prefix}weight_hr_l0", 0, 6)]]
+    assert len(pieces) == 4 + 4 + 1
+
+
 def test_layers_and_directions_are_told_apart():
     assert len(sizes(nn.LSTM(3, 2, num_layers=2, bidirectional=True), "layer")) == 4
 

@@ -55,6 +55,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: nn.Conv1d(4, 8, 3),
     "embedding": lambda: nn.Embedding(20, 6),
     "lstm": lambda: nn.LSTM(6, 8, 2, bidirectional=True),
+    "projected lstm": lambda: nn.LSTM(6, 8, proj_size=3),
     "gru": lambda: nn.GRU(6, 8),
     "hlstm": lambda: HLSTM(6, 8, gate_hidden=(7, 5), gate_direct=True),
 }
