@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from gpsearch.cli import app, main
 from gpsearch.errors import UserError
+from gpsearch.files import locked
 from gpsearch.settings import Settings
 from tests.commands import call
 
@@ -96,6 +97,15 @@ def test_train_and_profile_a_candidate(tmp_path):
     code, _, err = call(*train)
     assert code == 2
     assert "t: holds a trained model already; choose another --out" in err
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path):
+    with locked(tmp_path):
+        code, _, err = call("train", CANDIDATE, *TOY, "--out", tmp_path)
+
+    assert code == 2
+    assert "another gpsearch works there" in err
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_profile_knows_the_task_of_a_trials_study(folder):

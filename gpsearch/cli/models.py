@@ -11,7 +11,7 @@ import typer
 
 from gpsearch.cli.app import RESULTS, Data, Device, app, resumable
 from gpsearch.errors import UserError
-from gpsearch.files import make_folder
+from gpsearch.files import locked, make_folder
 
 if TYPE_CHECKING:
     from gpsearch import tasks
@@ -58,20 +58,21 @@ def train(
     keep_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    with Host().sharing() as pause:
-        model = grow_and_prune(
-            learned.build(chosen.architecture),
-            learned,
-            chosen.schedule,
-            chosen.training,
-            folder=folder,
-            seed=seed,
-            listener=lambda epoch: typer.echo(epoch_line(epoch, chosen.training.epochs)),
-            pause=pause,
-        )
-    deployed = compact(model, weights=chosen.deployment.weights)
-    save_model(deployed, folder / "model.pt")
-    (folder / "checkpoint.pt").unlink()
+    with locked(folder):
+        with Host().sharing() as pause:
+            model = grow_and_prune(
+                learned.build(chosen.architecture),
+                learned,
+                chosen.schedule,
+                chosen.training,
+                folder=folder,
+                seed=seed,
+                listener=lambda epoch: typer.echo(epoch_line(epoch, chosen.training.epochs)),
+                pause=pause,
+            )
+        deployed = compact(model, weights=chosen.deployment.weights)
+        save_model(deployed, folder / "model.pt")
+        (folder / "checkpoint.pt").unlink()
     scores = {split: learned.evaluate(deployed, split) for split in ("dev", "test")}
     for split, metrics in scores.items():
         told = (f"{k} {tasks.score_text(k, v, learned)}" for k, v in metrics.items())
