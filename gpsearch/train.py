@@ -55,6 +55,7 @@ def grow_and_prune(
     training: Training,
     *,
     folder: Path | None = None,
+    data: Path | None = None,
     seed: int = 0,
     device: str = "cpu",
     listener: Listener | None = None,
@@ -72,6 +73,7 @@ def grow_and_prune(
         schedule: When connections grow and are pruned.
         training: How the weights are trained.
         folder: Where checkpoint and history go; None keeps nothing.
+        data: Where the task's data was found, if it was said: a training goes on with no other.
         seed: Of the data order, the augmentation, the seed network and dropout.
         device: Where to train, such as "cpu" or "cuda".
         listener: Called after every epoch.
@@ -82,7 +84,7 @@ def grow_and_prune(
             out.
         UserError: ``folder`` holds the checkpoint of another training.
     """
-    run = _Run(model.to(device), task, schedule, training, seed, pause)
+    run = _Run(model.to(device), task, schedule, training, data, seed, pause)
     if folder is not None and (folder / "checkpoint.pt").exists():
         run.load(folder / "checkpoint.pt")
         write_text(folder / "history.csv", history_csv(run.history))
@@ -108,6 +110,7 @@ class _Run:
         task: Task,
         schedule: Schedule,
         training: Training,
+        data: Path | None,
         seed: int,
         pause: Callable[[], object],
     ) -> None:
@@ -119,6 +122,8 @@ class _Run:
             prunable=tasks.prunable(task, schedule), seed=seed,
         )  # fmt: skip
         self.identity = {
+            "task": task.name,
+            "data": data and str(data.resolve()),
             "model": repr(model),
             "schedule": repr(schedule),
             "training": asdict(training),
@@ -265,7 +270,7 @@ class _Run:
             raise UserError(
                 f"{path}: not a readable checkpoint; delete it to start again"
             ) from error
-        if identity != self.identity:
+        if self.identity | identity != self.identity:  # older ones do not tell the task
             raise UserError(f"{path}: belongs to another training; use another folder or delete it")
         self.epoch, self.error, self.best = state["epoch"], state["error"], state["best"]
         self.first_loss = state["first_loss"]

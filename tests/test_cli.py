@@ -10,11 +10,14 @@ from typer.core import TyperGroup, TyperOption
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from gpsearch.candidate import Candidate
 from gpsearch.cli import app, main
 from gpsearch.errors import UserError
 from gpsearch.files import locked
 from gpsearch.settings import Settings
+from gpsearch.train import grow_and_prune
 from tests.commands import call
+from tests.toy import ToyTask
 
 ROOT = Path(__file__).parents[1]
 TOY = ["--task", "tests.toy:ToyTask"]
@@ -108,6 +111,20 @@ def test_two_trainings_in_one_folder_are_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
+def test_a_training_does_not_go_on_with_other_data(tmp_path):
+    candidate, task = tmp_path / "c.toml", ToyTask()
+    candidate.write_text("[architecture]\nhidden_size = 6\n[training]\nepochs = 2\n")
+    of = Candidate.read(candidate)
+    grow_and_prune(
+        task.build(of.architecture), task, of.schedule, of.training, folder=tmp_path,
+        data=tmp_path / "a",
+    )  # fmt: skip
+    code, _, err = call("train", candidate, *TOY, "--out", tmp_path, "--data", tmp_path / "b")
+
+    assert code == 2
+    assert "checkpoint.pt: belongs to another training" in err
+
+
 def test_profile_knows_the_task_of_a_trials_study(folder):
     trial = next(folder.glob("trials/*/model.pt")).parent
     assert call("profile", trial, *TOY_DEVICE)[0] == 0
@@ -195,6 +212,7 @@ ASKED = [
 WITHOUT_TORCH = """
 import sys
 from functools import partial
+from gpsearch.candidate import Candidate
 from gpsearch.cli import app, main
 
 for words in {asked}:

@@ -25,12 +25,14 @@ TRAINING = Training(epochs=8, batch_size=16, learning_rate=0.02, kick_epochs=0)
 
 def train(
     folder=None, *, schedule=None, training=TRAINING, task=None, listener=None,
-    architecture=ARCHITECTURE,
+    architecture=ARCHITECTURE, data=None,
 ):  # fmt: skip
     task = task or ToyTask()
     torch.manual_seed(0)
     model = task.build(architecture)
-    return grow_and_prune(model, task, schedule or GP(), training, folder=folder, listener=listener)
+    return grow_and_prune(
+        model, task, schedule or GP(), training, folder=folder, data=data, listener=listener
+    )
 
 
 @cache
@@ -126,6 +128,33 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path):
         train(tmp_path, schedule=GP(final_density=0.2))
     with pytest.raises(UserError, match="another training"):
         train(tmp_path, architecture=dataclasses.replace(ARCHITECTURE, activation="tanh"))
+
+
+class OtherTask(ToyTask):
+    name = "other"
+
+
+def test_a_training_goes_on_with_its_own_task_and_data_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(tmp_path, data=Path("here"))
+    train(tmp_path, data=tmp_path / "here")  # the same place
+    with pytest.raises(UserError, match="another training"):
+        train(tmp_path, data=Path("there"))
+    with pytest.raises(UserError, match="another training"):
+        train(tmp_path)
+    with pytest.raises(UserError, match="another training"):
+        train(tmp_path, task=OtherTask(), data=Path("here"))
+
+
+def test_a_checkpoint_that_tells_neither_task_nor_data_is_gone_on_with(tmp_path):
+    train(tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt")
+    del state["identity"]["task"], state["identity"]["data"]  # as before they stood there
+    torch.save(state, tmp_path / "checkpoint.pt")
+
+    train(tmp_path)
+    with pytest.raises(UserError, match="another training"):
+        train(tmp_path, schedule=GP(final_density=0.2))
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

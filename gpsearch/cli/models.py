@@ -66,6 +66,7 @@ def train(
                 chosen.schedule,
                 chosen.training,
                 folder=folder,
+                data=data,
                 seed=seed,
                 listener=lambda epoch: typer.echo(epoch_line(epoch, chosen.training.epochs)),
                 pause=pause,
