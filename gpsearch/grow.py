@@ -36,7 +36,9 @@ def gradients(
     """Return the dense gradient of every weight, averaged over ``batches`` batches (0: over all).
 
     The weights stay as they are. Dormant weights are stored as zeros of an ordinary parameter, so
-    autograd gives their gradient as well: that of the loss of the *masked* network.
+    autograd gives their gradient as well: that of the loss of the *masked* network. Only those that
+    a rewiring step has just put to sleep are not zeros yet: as in RigL, its gradient is that of the
+    network before the step.
 
     Args:
         weights: The parameters to look at; their ``grad`` is overwritten and then cleared.

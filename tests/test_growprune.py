@@ -205,6 +205,22 @@ def test_an_average_of_the_weights_is_held_too():
     assert not dormant_weights(average.module, masks).any()
 
 
+def test_rewiring_takes_the_gradient_before_it_prunes():
+    model, seen = a_model(), []
+    masks = GrowPrune(model, None, RigL(final_density=0.5), 8)
+
+    def one_pass():
+        seen.append(model[0].weight.detach().clone())
+        yield from losses(model)()
+
+    before = model[0].weight.detach().clone()
+    masks.update(1, one_pass)
+
+    assert len(seen) == 1
+    assert seen[0].equal(before)
+    assert not model[0].weight.equal(before)
+
+
 @pytest.mark.parametrize("schedule", [SET(), RigL(), Selfish()])
 def test_rewiring_keeps_the_count_of_every_group(schedule):
     model = nn.LSTM(6, 8)
