@@ -250,8 +250,13 @@ class HLSTM(Gated):
         Returns:
             The output of the last layer in the layout of the input, and the state ``(h, c)`` after
             the last step of each sequence.
+
+        Raises:
+            UserError: Input or state are of other sizes, or packed sequences come with ``lengths``.
         """
         if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise UserError("packed sequences have lengths of their own: leave out lengths=")
             return self._forward_packed(input, hx)
         _check_input(input, self.input_size, (2, 3))
         if input.dim() == 2:

@@ -52,10 +52,9 @@ def compact(model: nn.Module, *, weights: str = "float32", here: bool = True) ->
     Gates of an `HLSTM` lose hidden units wherever it stands in the model. State units, and neurons
     between linear layers, go where it is known who reads them: within `nn.Sequential`, and along
     the `Chained.compaction_chain` of a model. There data passes through activations, dropout and
-    batch norms (in an `nn.Sequential` only of rows that an `nn.Flatten` made before, for of others
-    a norm may take another dimension). Any other module is a border, and any that has hooks; what
-    is seen across a border keeps its shape. So does a layer norm, which reads every unit, and so do
-    gates with ``gate_norm``.
+    batch norms (which are taken to be of rows of units, ``[N, units]``); any other module is a
+    border, and so is any that has hooks; what is seen across a border keeps its shape. So does a
+    layer norm, which reads every unit, and so do gates with ``gate_norm``.
 
     The four gates, and the layers and directions of one module, run at equal widths: they keep as
     many units as the widest of them needs, the others with dead units (all weights zero) among
@@ -255,12 +254,11 @@ def _links(model: nn.Module) -> dict[nn.Module, Link]:
     for module in model.modules():
         producer: nn.Module | None = None
         passes: list[nn.Module] = []
-        told = rows = isinstance(module, Chained)  # norms are along the units: told, or seen so
         for element in _elements(module):
-            if _passes(element, rows and element not in shared):
+            if _passes(element, element not in shared):
                 passes.append(element)
             elif not _is_layer(element) or element in shared or hooked(element):
-                producer, rows = None, told or _makes_rows(element)
+                producer = None
             else:
                 if producer is not None and _fit(producer, passes, element):
                     found[producer] = Link(passes, element)
@@ -305,15 +303,10 @@ def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, HLSTM)
 
 
-def _passes(module: nn.Module, norms: bool) -> bool:
-    """Tell whether units pass through this one by one; ``norms`` says whether through norms."""
+def _passes(module: nn.Module, alone: bool) -> bool:
+    """Tell whether units pass through this one by one; a norm must stand in one place alone."""
     is_norm = isinstance(module, nn.BatchNorm1d) and module.running_mean is not None
-    return (type(module) in _ELEMENTWISE or (norms and is_norm)) and not hooked(module)
-
-
-def _makes_rows(module: nn.Module) -> bool:
-    """Tell whether what comes out has two dimensions, of which a norm takes the last."""
-    return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
+    return (type(module) in _ELEMENTWISE or (alone and is_norm)) and not hooked(module)
 
 
 def _fit(producer: nn.Module, passes: list[nn.Module], reader: nn.Module) -> bool:

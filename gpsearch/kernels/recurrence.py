@@ -45,8 +45,8 @@ def recurrence(
         watched: tuple[Tensor, Tensor] = handle_torch_function(recurrence, (h0,), xs, h0, c0, gates)
         return watched
     given = [one for one in (*xs, c0, *flattened(gates)) if one is not None]
-    of_one_type = all(one.dtype == h0.dtype for one in given)
-    kernels = kernels_for(h0) if of_one_type else None  # torch says what is wrong
+    alike = all(one.dtype == h0.dtype and one.device == h0.device for one in given)
+    kernels = kernels_for(h0) if alike else None  # torch says what is wrong
     if gates[0].norms or h0.device.type != "cpu" or _traced():
         return plain(xs, h0, c0, gates)
     if kernels is None:
