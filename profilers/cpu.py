@@ -74,6 +74,13 @@ class CpuProfiler:
             pairs = zip(before, schedule, strict=False)
             return [_seconds(handles[earlier], handles[index]) for earlier, index in pairs]
 
+    def work(self, handle: Handle, calls: int) -> None:
+        """Run a model so many times, preempted or not: every call takes its joules."""
+        model, example = handle
+        with _threads(self.threads), torch.inference_mode():
+            for _ in range(calls):
+                model(*example)
+
     def read_energy(self) -> tuple[float, float]:
         """Return (clock in s, cumulative J) of the meter's scope, all sockets together."""
         if isinstance(self._meter, str):

@@ -44,6 +44,21 @@ def test_known_joules_are_read_within_a_hundredth(
     assert reading.flags == [] or "turns fitted" in reading.flags[0]
 
 
+class Repeating(FakeDevice):
+    """Every call is preempted and timed again, and takes its joules each time."""
+
+    def run(self, handles: Sequence[FakeModel], schedule: Sequence[int]) -> list[float]:
+        again = [index for index in schedule for _ in range(2)]
+        return super().run(handles, again)[::2]
+
+    def work(self, handle: FakeModel, calls: int) -> None:
+        super().run([handle], [0] * calls)
+
+
+def test_joules_are_of_calls_that_are_not_repeated(tmp_path: Path) -> None:
+    assert read(Repeating(), tmp_path)["energy_j"].value == pytest.approx(JOULES, rel=0.01)
+
+
 def test_net_energy_is_what_is_above_idle(tmp_path: Path) -> None:
     # 0.5 J in 2 ms, of which the device would have drawn 10 W x 2 ms anyway
     assert read(FakeDevice(), tmp_path)["energy_net_j"].value == pytest.approx(0.48, rel=0.01)

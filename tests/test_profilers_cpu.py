@@ -3,8 +3,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,6 +70,29 @@ def test_models_run_in_the_given_order_as_copies_in_evaluation_mode() -> None:
     assert min(seconds) > 0
     assert all(model.training for model in models)
     assert torch.get_num_threads() == threads
+
+
+def test_work_runs_every_call_once_even_where_each_is_preempted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran: list[bool] = []
+
+    class Counting(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            ran.append(torch.is_inference_mode_enabled())
+            return x
+
+    preemptions = count()
+    monkeypatch.setattr(
+        "resource.getrusage", lambda who: SimpleNamespace(ru_nivcsw=next(preemptions))
+    )
+    cpu = CpuProfiler()
+    handle = cpu.load(Counting(), (torch.zeros(1),))
+    cpu.run([handle], [0])
+    assert len(ran) > 1
+    ran.clear()
+    cpu.work(handle, 5)
+    assert ran == [True] * 5
 
 
 def test_peak_memory_is_weights_example_and_what_lives_beside_them() -> None:

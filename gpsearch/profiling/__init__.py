@@ -38,6 +38,7 @@ from gpsearch.profiling.device import (
     OutputReader,
     PowerMeter,
     Watched,
+    Worker,
     arrays_of,
 )
 from gpsearch.profiling.host import Host
@@ -60,6 +61,7 @@ __all__ = [
     "Quantity",
     "Reading",
     "Watched",
+    "Worker",
     "arrays_of",
     "check",
     "checksum",

@@ -115,6 +115,14 @@ class EnergyMeter(Protocol):
 
 
 @runtime_checkable
+class Worker(Protocol):
+    """What an `EnergyMeter` has besides, where its `run` may repeat a call that was disturbed."""
+
+    def work(self, handle: Any, calls: int) -> None:
+        """Run ``handle`` exactly so many times: joules are divided by these calls."""
+
+
+@runtime_checkable
 class PowerMeter(Protocol):
     """What an `EnergyMeter` has besides, where a sensor tells the power: a second opinion."""
 

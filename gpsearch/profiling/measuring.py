@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from gpsearch.profiling.device import (
     MemoryMeter,
     PowerMeter,
     Watched,
+    Worker,
 )
 from gpsearch.profiling.energy import Work, measure_energy, unavailable
 from gpsearch.profiling.host import HERE, Host, Load
@@ -174,7 +176,7 @@ class _Stage:
         device, facts, handle = self.device, self.facts, self.handles[0]
         why_not = facts.unavailable.get("energy_j")
         if why_not is None and isinstance(device, EnergyMeter):
-            inference = Work(lambda n: latency.timed(device, [handle], [0] * n), call_s)
+            inference = Work(partial(_work, device, handle), call_s)
             before = self.host.load()
             found, doubts = measure_energy(
                 device.read_energy,
@@ -199,6 +201,14 @@ class _Stage:
 
     def _disturbances(self) -> list[str]:
         return list(self.device.disturbances()) if isinstance(self.device, Watched) else []
+
+
+def _work(device: DeviceProfiler, handle: Any, calls: int) -> None:
+    """Run a model exactly so many times, without repeats of disturbed calls."""
+    if isinstance(device, Worker):
+        device.work(handle, calls)
+    else:
+        latency.timed(device, [handle], [0] * calls)
 
 
 def _estimated(watts: float, call_s: float, facts: DeviceFacts) -> dict[str, Quantity]:
