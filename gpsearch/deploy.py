@@ -172,7 +172,8 @@ def _final(folder: Path, number: int, device: str = "") -> dict[str, Any]:
     if device:
         return reading.to_dict()
     scores = tasks.scores(task, model, "test")
-    return columns(reading) | {f"test_{name}": value for name, value in scores.items()}
+    tested = {f"test_{name}": value for name, value in scores.items()}
+    return columns(reading) | tested | {"flags": "; ".join(reading.flags)}
 
 
 if __name__ == "__main__":

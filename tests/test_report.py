@@ -75,6 +75,7 @@ FINALS: dict[int, Row] = {
         "latency_hi_s": 1.15e-3,
         "latency_ratio": 0.5,
         "test_error": 0.22,
+        "flags": "a processor was throttled",
         "flops_dense": 7,
     }
 }
@@ -113,6 +114,7 @@ def test_latencies_measured_again_replace_the_first_ones_of_the_front(tmp_path: 
     found = results(tmp_path, finals=FINALS)
     assert found.row(2)["latency_s"] == 1.1e-3
     assert found.row(2)["test_error"] == 0.22
+    assert found.row(2)["flags"] == "a processor was throttled"
     # Counts are exact, and the search's own record stays.
     assert found.row(2)["flops_dense"] == 40_000_000
     assert found.rows[2]["latency_s"] == 1e-3

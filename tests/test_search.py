@@ -110,6 +110,16 @@ def test_the_front_is_measured_again_and_scored_on_the_test_split_once(finished)
     assert run(study).finals == {}
 
 
+class Crowded(ToyDevice):
+    def disturbances(self):
+        return ["somebody else computes there"]
+
+
+def test_what_casts_doubt_on_a_last_reading_stays_with_it(tmp_path):
+    study = a_study(tmp_path / "toy", budget=1, device="tests.test_search:Crowded")
+    assert "somebody else computes there" in run(study).finals[0]["flags"]
+
+
 def test_a_larger_budget_goes_on_where_the_study_ended(finished, tmp_path):
     ended, first = finished
     study = Study(shutil.copytree(ended.folder, tmp_path / "toy"))

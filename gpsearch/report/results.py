@@ -15,7 +15,7 @@ from gpsearch.remeasured import NOT_MEASURED, RECORD, Remeasured
 from gpsearch.study import Row, Study
 
 COSTS = tuple(goal for goal in OBJECTIVES.values() if goal.name != "error")
-AGAIN = ("latency_", "energy_", "test_")
+AGAIN = ("latency_", "energy_", "test_", "flags")
 """What is measured of the front's members at the end: the beginnings of the columns' names."""
 
 
