@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from gpsearch.errors import UserError
 from gpsearch.files import write_atomically
 from gpsearch.growprune import sketch
 from gpsearch.profiling import DeviceProfiler, Reading, measure
+from gpsearch.profiling.host import WAITING
 from gpsearch.space import Space
 from gpsearch.study import Row, Study
 from gpsearch.tasks import Task
@@ -145,7 +147,8 @@ def reading_on(device: str, folder: Path, number: int) -> Reading:
 
 def _in_a_fresh_process(folder: Path, number: int, *device: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "gpsearch.deploy", str(folder), str(number), *device]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, WAITING: str(os.getpid())}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"measuring trial {number} again failed: {last}")

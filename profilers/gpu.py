@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from gpsearch.errors import UserError
-from gpsearch.profiling import API_VERSION, DeviceFacts, arrays_of
+from gpsearch.profiling import API_VERSION, DeviceFacts, arrays_of, waiting
 from gpsearch.profiling.zeus import AmdBoard, Chip, SocMeter
 
 Handle = tuple[nn.Module, tuple[Tensor, ...]]
@@ -231,11 +231,12 @@ class Nvml:
 
     def _others(self, ours: bool) -> list[str]:
         pids = {one.pid for one in self._ask("nvmlDeviceGetComputeRunningProcesses", [])}
-        # In a container this process may be listed under another number, or none is listed.
-        others = len(pids) - ours
+        strangers = pids - {os.getpid()} - waiting()
+        # In a container processes may be listed under other numbers, or none is listed.
+        others = len(pids) - ours - len(waiting()) if strangers == pids else len(strangers)
         if others <= 0:
             return []
-        named = ", ".join(map(str, sorted(pids - {os.getpid()})[:4]))
+        named = ", ".join(map(str, sorted(strangers)[:4]))
         return [f"{others} other process(es) on the board (of {named})"]
 
     def _slowed(self) -> list[str]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from gpsearch.errors import UserError
 from gpsearch.profiling import DeviceFacts, Host, Reading, check, find, measure
+from gpsearch.profiling.host import WAITING
 from gpsearch.testing import ProfilerConformance
 from tests.fakes import FakeDevice, FakeModel
 
@@ -201,6 +202,23 @@ def test_a_board_that_cannot_be_trusted_gives_a_reason(
 )
 def test_who_disturbs_a_board(library: Library, ours: bool, disturbances: list[str]) -> None:
     assert Nvml(library, "GPU-1").disturbances(ours=ours) == disturbances
+
+
+@pytest.mark.parametrize(
+    ("pids", "disturbances"),
+    [
+        ([os.getpid(), 6], []),
+        ([os.getpid(), 6, 7], ["1 other process(es) on the board (of 7)"]),
+        ([os.getpid(), 7], ["1 other process(es) on the board (of 7)"]),
+        ([4711, 4712], []),  # both, as they are called outside the container
+        ([4711, 4712, 4713], ["1 other process(es) on the board (of 4711, 4712, 4713)"]),
+    ],
+)
+def test_a_study_that_waits_for_its_reading_disturbs_no_board(
+    pids: list[int], disturbances: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(WAITING, "6")
+    assert Nvml(Library(pids=pids), "GPU-1").disturbances(ours=True) == disturbances
 
 
 @pytest.mark.parametrize("mig", [0, None])

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 from gpsearch import report
-from gpsearch.deploy import save_model
+from gpsearch.deploy import reading_on, save_model
 from gpsearch.errors import UserError
+from gpsearch.profiling import waiting
 from gpsearch.remeasured import NOT_MEASURED, Remeasured
 from gpsearch.report import Results
 from gpsearch.sampling import propose
 from gpsearch.settings import Settings
 from gpsearch.study import Study
 from tests.commands import call
-from tests.toy import ToyTask
+from tests.toy import ToyDevice, ToyTask
 
 ROOT = Path(__file__).parents[1]
 OTHER = "tests.toy:StepDevice"
@@ -80,6 +81,18 @@ def test_the_front_is_measured_on_another_device_beside_the_first_results(study)
     assert (kept["error"], kept["test_error"]) == (0.1, 0.15)
     assert "test_error" not in fallen, "the test split is used once, by the study"
     assert results.front == [1]
+
+
+class Asking(ToyDevice):
+    """A device that tells which process it measures for."""
+
+    def disturbances(self):
+        return [f"{pid} waits" for pid in waiting()]
+
+
+def test_who_measures_knows_the_process_that_waits_for_it(study):
+    reading = reading_on("tests.test_remeasured:Asking", study.folder, 1)
+    assert f"{os.getpid()} waits" in reading.flags
 
 
 def test_a_killed_remeasurement_goes_on_and_a_finished_one_is_kept(study):

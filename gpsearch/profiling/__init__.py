@@ -41,7 +41,7 @@ from gpsearch.profiling.device import (
     Worker,
     arrays_of,
 )
-from gpsearch.profiling.host import Host
+from gpsearch.profiling.host import Host, waiting
 from gpsearch.profiling.measuring import AA_GATE, Reading, check, measure
 from gpsearch.profiling.plugins import devices, find, installed
 from gpsearch.profiling.quantity import Quantity
@@ -74,4 +74,5 @@ __all__ = [
     "packed",
     "seconds_of",
     "to_onnx",
+    "waiting",
 ]

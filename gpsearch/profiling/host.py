@@ -21,6 +21,8 @@ from typing import Literal
 
 HERE = "here"
 """The machine that gpsearch runs on, as in `DeviceFacts.machine`."""
+WAITING = "GPSEARCH_WAITING"
+"""The environment's variable by which a process tells the one that measures for it its number."""
 STALLED = 0.5
 """Share of a reading in which tasks waited for a processor, above which it is disturbed."""
 STOLEN = 0.1
@@ -150,6 +152,14 @@ class Host:
         files = self.cpus.glob("cpu[0-9]*/thermal_throttle/*_throttle_count")
         counts = [_text(path).strip() for path in files]
         return sum(int(count) for count in counts if count.isdigit()) if counts else None
+
+
+def waiting() -> frozenset[int]:
+    """Return the process that waits while this one measures for it, if there is one.
+
+    It may hold memory of a device, but computes nothing there now: it is no stranger.
+    """
+    return frozenset(map(int, os.environ.get(WAITING, "").split()))
 
 
 def _shared_folder() -> str:
