@@ -252,8 +252,8 @@ class Search:
         glance = read_costs(self.device, likeness, self.task, max_seconds=1.0,
                             estimate_w=self.settings.estimate_w)  # fmt: skip
         costs = {c: v for c, v in columns(glance).items() if v is not None}
-        if not glance.stable:
-            costs.pop("latency_s")  # a disturbed second must not decide over a candidate
+        if not glance.stable:  # a disturbed second must not decide, nor the joules estimated by it
+            costs = {c: v for c, v in costs.items() if not c.startswith(("latency_", "energy_"))}
         for limit in limits:
             if limit.column in costs and limit.violation(costs) > MARGIN:
                 excess = limit.violation(costs)

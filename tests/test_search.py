@@ -162,6 +162,23 @@ def test_a_candidate_that_cannot_meet_a_constraint_is_gated_before_it_trains(tmp
     assert limits["params<=30"] > 0 > limits["flops<=1e9"]
 
 
+class SlowAlone(ToyDevice):
+    """A device that is too slow for a sharp reading while it is glanced at."""
+
+    def run(self, handles, schedule):
+        seconds = super().run(handles, schedule)
+        return seconds if len(handles) > 1 else [1e3 * one for one in seconds]
+
+
+@pytest.mark.parametrize("limit", ["latency_ms<=10", "energy_mj<=150"])
+def test_a_disturbed_glance_gates_nobody(tmp_path, limit):
+    device = "tests.test_search:SlowAlone"
+    study = a_study(tmp_path / "toy", device=device, constraint=(limit,), estimate_energy=15.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(study, stop_after=3)
+    assert [row["state"] for row in study.rows()] == ["complete"] * 3
+
+
 def test_the_time_limit_stops_a_trial_that_then_goes_on(tmp_path):
     study = a_study(tmp_path / "toy", budget=1, timeout="0.01s")
     with pytest.raises(TimeUp):
