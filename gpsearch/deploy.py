@@ -20,11 +20,24 @@ from gpsearch.compact import compact
 from gpsearch.errors import UserError
 from gpsearch.files import write_atomically
 from gpsearch.growprune import sketch
-from gpsearch.profiling import DeviceProfiler, Reading, measure
+from gpsearch.profiling import DeviceFacts, DeviceProfiler, Reading, measure
 from gpsearch.profiling.host import WAITING
+from gpsearch.settings import Settings
 from gpsearch.space import Space
 from gpsearch.study import Row, Study
 from gpsearch.tasks import Task
+
+
+def check_device(facts: DeviceFacts, settings: Settings) -> None:
+    """Refuse a device that cannot measure what a study needs, and was not asked to estimate.
+
+    Raises:
+        UserError: It cannot; says what, and why.
+    """
+    for column in sorted({"latency_s", *settings.columns}):
+        reason = facts.why_not(column)
+        if reason and not (column == "energy_j" and settings.estimate_w):
+            raise UserError(f"device {facts.name!r} cannot measure {column}: {reason}")
 
 
 def read_costs(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gpsearch import profiling
-from gpsearch.deploy import columns, reading_on
+from gpsearch.deploy import check_device, columns, reading_on
 from gpsearch.errors import UserError
 from gpsearch.files import write_text
 from gpsearch.objectives import front
@@ -137,9 +137,7 @@ def _facts(name: str, study: Study) -> DeviceFacts:
     """Ask a device what it is; it must measure whatever the study's objectives need."""
     with closing(profiling.find(name)) as device:
         facts = device.probe()
-    for column in sorted({"latency_s", *study.settings.columns}):
-        if reason := facts.why_not(column):
-            raise UserError(f"device {name!r} cannot measure {column}: {reason}")
+    check_device(facts, study.settings)
     return facts
 
 

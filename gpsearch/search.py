@@ -23,6 +23,7 @@ from gpsearch import profiling, tasks
 from gpsearch.candidate import Candidate
 from gpsearch.compact import compact
 from gpsearch.deploy import (
+    check_device,
     columns,
     read_costs,
     reference_model,
@@ -107,7 +108,7 @@ class Search:
         self.space = study.space
         self.device = profiling.find(self.settings.device)
         self.facts = self.device.probe()
-        self._check_device()
+        check_device(self.facts, self.settings)
         self.task = tasks.find(self.settings.task, self.settings.data_path)
         for note in self.task.notes:
             listener.note(note)
@@ -308,12 +309,6 @@ class Search:
             return sum(float(epoch["seconds"]) for epoch in csv.DictReader(file))
 
     # The study's parts
-
-    def _check_device(self) -> None:
-        for column in sorted({"latency_s", *self.settings.columns}):
-            reason = self.facts.why_not(column)
-            if reason and not (column == "energy_j" and self.settings.estimate_w):
-                raise UserError(f"device {self.facts.name!r} cannot measure {column}: {reason}")
 
     def _give_up_if_hopeless(self) -> None:
         rows = self.study.rows()

@@ -45,7 +45,7 @@ def study(tmp_path):
         row = {
             "trial": number, "baseline": proposal.baseline, "state": "complete", "metric": "err",
             "error": error, "latency_s": latency_s, "latency_ratio": latency_s / 4e-4,
-            "flops_effective": flops,
+            "energy_j": 15 * latency_s, "flops_effective": flops,
         }  # fmt: skip
         study.add(proposal, row, study.settings.goals, ())
         if number:
@@ -126,6 +126,12 @@ def test_an_interrupted_remeasurement_does_not_go_on_on_another_machine(study):
     (here.folder / "remeasured.json").write_text(json.dumps(record))
 
     assert Remeasured.begin(study).folder == here.folder.with_name(f"{here.folder.name}-2")
+
+
+def test_estimated_energy_needs_no_counter_the_second_time_either(study):
+    flags = {**FLAGS, "constraint": ("energy_mj<=5",), "estimate_energy": 15.0}
+    (study.folder / "config.toml").write_text(Settings.of(flags).to_toml())
+    assert sorted(Remeasured.begin(Study(study.folder), OTHER).left) == [1, 2]
 
 
 def test_what_cannot_be_measured_again_is_refused_before_the_work(study, tmp_path):
