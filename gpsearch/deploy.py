@@ -50,6 +50,7 @@ def read_costs(
     reference_s: float | None = None,
     energy: bool = False,
     estimate_w: float | None = None,
+    precision: float = 0.01,
     max_seconds: float = 20.0,
 ) -> Reading:
     """Measure a model on the task's example, and count its FLOPs and weights."""
@@ -63,6 +64,7 @@ def read_costs(
         reference_s=reference_s,
         energy=energy,
         estimate_w=estimate_w,
+        precision=precision,
         max_seconds=max_seconds,
     )
     counts = flops.count(model, example)

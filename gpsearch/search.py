@@ -251,7 +251,7 @@ class Search:
         weights = candidate.deployment.weights
         likeness = compact(sketched, weights=weights, here=self.facts.here)
         glance = read_costs(self.device, likeness, self.task, max_seconds=1.0,
-                            estimate_w=self.settings.estimate_w)  # fmt: skip
+                            precision=MARGIN / 2, estimate_w=self.settings.estimate_w)  # fmt: skip
         costs = {c: v for c, v in columns(glance).items() if v is not None}
         if not glance.stable:  # a disturbed second must not decide, nor the joules estimated by it
             costs = {c: v for c, v in costs.items() if not c.startswith(("latency_", "energy_"))}

@@ -179,6 +179,27 @@ def test_a_disturbed_glance_gates_nobody(tmp_path, limit):
     assert [row["state"] for row in study.rows()] == ["complete"] * 3
 
 
+class Noisy(ToyDevice):
+    """A device on which a model alone takes some milliseconds, 20 % more or less."""
+
+    def __init__(self):
+        self.random = random.Random(0)
+
+    def run(self, handles, schedule):
+        seconds = super().run(handles, schedule)
+        if len(handles) > 1:
+            return seconds
+        return [40 * one * self.random.uniform(0.8, 1.2) for one in seconds]
+
+
+def test_a_glance_need_be_no_sharper_than_the_margin(tmp_path):
+    device = "tests.test_search:Noisy"
+    study = a_study(tmp_path / "toy", device=device, constraint=("latency_ms<=0.01",))
+    with pytest.raises(KeyboardInterrupt):
+        run(study, stop_after=3)
+    assert [row["state"] for row in study.rows()] == ["complete", "complete", "gated"]
+
+
 def test_the_time_limit_stops_a_trial_that_then_goes_on(tmp_path):
     study = a_study(tmp_path / "toy", budget=1, timeout="0.01s")
     with pytest.raises(TimeUp):
