@@ -1,4 +1,8 @@
-"""Medians, quantiles and their 95 % intervals; no assumption on the shape of the noise."""
+"""Medians, quantiles and their 95 % intervals; no assumption on the shape of the noise.
+
+Calls of one reading are not independent: a slow moment lasts for many. Taken as independent, calls
+that correlate by 0.9 from one to the next had the true median in 41 of 100 such intervals.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,9 @@ import numpy as np
 
 _T_975_4 = 2.7764
 """Student's t at 97.5 % with 4 degrees of freedom: the mean of five windows."""
+_BLOCKS = 10
+_T_975_9, _Z_975 = 2.2622, 1.9600
+"""Likewise with 9 degrees, of ten blocks, and with infinitely many."""
 
 
 def quantile(samples: Sequence[float], q: float = 0.5) -> float:
@@ -20,14 +27,23 @@ def quantile(samples: Sequence[float], q: float = 0.5) -> float:
 def quantile_interval(samples: Sequence[float], q: float = 0.5) -> tuple[float, float] | None:
     """Return the 95 % interval of the ``q`` quantile, or None where the samples are too few.
 
-    The number of samples below the true quantile is binomial(n, q), whatever the distribution; so
-    two order statistics bracket it with a known probability.
+    Of n independent samples the number below the true quantile is binomial(n, q), whatever their
+    distribution; so two order statistics bracket it with a known probability. Samples that
+    correlate count as fewer, see `_effective_size`.
+
+    It covers the noise within this run, as far as that changes several times in it. It does not
+    cover how one process, or one day, differs from another.
+
+    Args:
+        samples: In the order of time.
+        q: Which quantile, between 0 and 1.
     """
-    ranks = _ranks(len(samples), q)
+    n, effective = len(samples), _effective_size(samples, q)
+    ranks = _ranks(effective, q)
     if ranks is None:
         return None
     ordered = sorted(samples)
-    return ordered[ranks[0] - 1], ordered[ranks[1] - 1]
+    return ordered[(ranks[0] - 1) * n // effective], ordered[-(-ranks[1] * n // effective) - 1]
 
 
 def mean_of_five(samples: Sequence[float]) -> tuple[float, tuple[float, float]]:
@@ -37,6 +53,23 @@ def mean_of_five(samples: Sequence[float]) -> tuple[float, tuple[float, float]]:
     mean = float(np.mean(samples))
     half_width = _T_975_4 * float(np.std(samples, ddof=1)) / math.sqrt(5)
     return mean, (max(0.0, mean - half_width), mean + half_width)
+
+
+def _effective_size(samples: Sequence[float], q: float) -> int:
+    """Return how many independent samples these are worth, by batch means.
+
+    Were they independent, the shares below the quantile in consecutive blocks would have a known
+    variance; by what factor theirs is larger, by that factor the samples are worth fewer. Blocks
+    are few, so that they are long and hardly correlate any more, and Student's t makes up for it.
+    Less than two samples a block tell nothing: these are taken as independent.
+    """
+    size = len(samples) // _BLOCKS
+    below = (np.asarray(samples) < quantile(samples, q))[: size * _BLOCKS]
+    if size < 2 or not below.any() or below.all():
+        return len(samples)
+    shares = below.reshape(_BLOCKS, size).mean(1)
+    factor = (_T_975_9 / _Z_975) ** 2 * size * shares.var(ddof=1) / below.var()
+    return int(len(samples) / max(1.0, factor))
 
 
 @lru_cache(maxsize=1024)

@@ -151,7 +151,11 @@ def time_calls(
 
 
 def quantities(timing: Timing, facts: DeviceFacts) -> dict[str, Quantity]:
-    """Return what the timing says, under the names of the results."""
+    """Return what the timing says, under the names of the results.
+
+    Intervals are of the noise within this reading (see `quantile_interval`): another process, or
+    another day, may well lie outside.
+    """
     summarised = {
         "latency_s": (timing.candidate, 0.5),
         "latency_p90_s": (timing.candidate, 0.9),
