@@ -473,14 +473,14 @@ def test_a_copy_computes_with_all_weights() -> None:
     assert torch.equal(copied(x)[0], layer(x)[0])
 
 
-def test_packed_sequences_bring_their_own_lengths():
+def test_packed_sequences_bring_their_own_lengths() -> None:
     packed = pack_padded_sequence(torch.randn(5, 2, 3), torch.tensor([5, 2]))
     with pytest.raises(UserError, match="leave out lengths="):
         HLSTM(3, 4)(packed, lengths=torch.tensor([5, 2]))
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_weights_elsewhere_than_the_input_are_torchs_error(training):
+def test_weights_elsewhere_than_the_input_are_torchs_error(training: bool) -> None:
     layer = HLSTM(3, 4, gate_hidden=(2,), device="meta")
     with torch.set_grad_enabled(training), pytest.raises(RuntimeError, match="device"):
         layer(torch.randn(5, 2, 3))
