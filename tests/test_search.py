@@ -328,7 +328,7 @@ def test_measured_energy_shares_no_front_with_estimates(tmp_path):
     joules = Quantity(1.0, "J", "measured", None, 5)
     measured = replace(reading, quantities={**reading.quantities, "energy_j": joules})
     with pytest.raises(ValueError, match="no estimated energy"):
-        Search(study, Silent())._complete(0, {"err": 0.1}, measured)
+        Search(study, Silent())._complete(0, {"err": 0.1, "error": 0.1}, measured)
 
 
 def test_the_reference_is_compared_with_what_it_took_before(tmp_path):
