@@ -196,7 +196,7 @@ def _tied(given: Any, read: Tensor) -> Any:
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return (*args, *kwargs.values())[0]
+    return args[0] if args else kwargs.get("input", next(iter(kwargs.values())))
 
 
 def _rows(read: Tensor | PackedSequence) -> Tensor:

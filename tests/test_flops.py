@@ -35,6 +35,20 @@ def test_an_lstm_counts_as_by_hand_and_not_as_0() -> None:
     assert lstm_flops(64, 128, steps=20 * 4) == 15_728_640
 
 
+def test_an_input_is_known_by_its_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = x.new_zeros(1, 2, 4), x.new_zeros(1, 2, 4)
+            output: Tensor = self.lstm(hx=state, input=x)[0]
+            return output
+
+    assert values(Named(), torch.zeros(5, 2, 3)) == values(nn.LSTM(3, 4), torch.zeros(5, 2, 3))
+
+
 @pytest.mark.parametrize(
     ("module", "flops"),
     [
