@@ -103,9 +103,11 @@ class Reproduction:
         """Begin in a new folder, or go on in one that was begun with the same words.
 
         Raises:
-            UserError: The folder holds another comparison or cannot be written, or the space names
-                no rows.
+            UserError: The folder holds a study or another comparison or cannot be written, or the
+                space names no rows.
         """
+        if any((folder / name).exists() for name in ("trials", "study.db")):
+            raise UserError(f"{folder}: holds a study; choose another --out")
         space = Space.read(comparison.space)
         space.row_candidates()
         make_folder(folder)
@@ -114,7 +116,7 @@ class Reproduction:
         )
         config = folder / "config.toml"
         same = config.exists() and config.read_text(encoding="utf-8") == text
-        if not same and (folder / "rows").exists():
+        if not same and any((folder / name).exists() for name in ("rows", "rows.csv")):
             raise UserError(f"{folder}: holds another comparison; choose another --out")
         if not same:  # what failed before its first row can be begun again, in other words
             write_text(folder / "space.toml", space.text)

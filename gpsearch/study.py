@@ -58,10 +58,14 @@ class Study:
         """Start a study in a new folder.
 
         Raises:
-            UserError: The folder holds a study, another process works there, or it cannot be
-                written.
+            UserError: The folder holds a study or a reproduction, another process works there, or
+                it cannot be written.
         """
-        if (folder / "trials" / "0").exists():
+        if any((folder / name).exists() for name in ("rows", "rows.csv")):
+            raise UserError(
+                f"{folder}: holds what `gpsearch reproduce` trained; choose another --out"
+            )
+        if any((folder / name).exists() for name in ("trials/0", "study.db")):
             raise UserError(
                 f"{folder}: holds a study already; continue it with `gpsearch resume {folder}`, "
                 "or choose another --out"

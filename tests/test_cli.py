@@ -111,6 +111,14 @@ def test_two_trainings_in_one_folder_are_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
+def test_a_training_keeps_out_of_a_study_s_folder(folder):
+    code, _, err = call("train", CANDIDATE, *TOY, "--out", folder)
+
+    assert code == 2
+    assert "toy: holds a study or a reproduction; choose another --out" in err
+    assert not (folder / "history.csv").exists()
+
+
 def test_a_training_does_not_go_on_with_other_data(tmp_path):
     candidate, task = tmp_path / "c.toml", ToyTask()
     candidate.write_text("[architecture]\nhidden_size = 6\n[training]\nepochs = 2\n")

@@ -113,6 +113,17 @@ def test_another_comparison_needs_another_folder(tmp_path: Path, comparison: Com
         Reproduction.begin(tmp_path / "out", comparison)
 
 
+@pytest.mark.parametrize("name", ["trials", "study.db"])
+def test_a_study_s_folder_stays_as_it_is(tmp_path: Path, comparison: Comparison, name: str) -> None:
+    folder = tmp_path / "study"
+    (folder / name).mkdir(parents=True)
+    (folder / "config.toml").write_text("of the study")
+    with pytest.raises(UserError, match="study: holds a study; choose another --out"):
+        Reproduction.begin(folder, comparison)
+    assert (folder / "config.toml").read_text() == "of the study"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["config.toml", name])
+
+
 def test_a_space_without_rows_cannot_be_reproduced(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no \[rows.NAME\]"):
         Reproduction.begin(tmp_path / "out", Comparison("toy", str(TOY), "small"))

@@ -107,6 +107,16 @@ def test_a_folder_with_a_study_is_not_started_again(tmp_path):
         a_study(tmp_path / "s")
 
 
+def test_a_reproduction_s_folder_stays_as_it_is(tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "config.toml").write_text("of the reproduction")
+    with pytest.raises(UserError, match="holds what `gpsearch reproduce` trained; choose another"):
+        a_study(tmp_path)
+
+    assert (tmp_path / "config.toml").read_text() == "of the reproduction"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml", "rows"]
+
+
 def test_a_start_that_failed_before_its_first_trial_can_be_made_again(tmp_path):
     a_study(tmp_path / "s", device="nowhere")
 

@@ -38,6 +38,8 @@ def train(
     folder = out or RESULTS / candidate.stem
     if (folder / "model.pt").exists():
         raise UserError(f"{folder}: holds a trained model already; choose another --out")
+    if (folder / "config.toml").exists():
+        raise UserError(f"{folder}: holds a study or a reproduction; choose another --out")
 
     import torch
 
