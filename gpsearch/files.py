@@ -1,5 +1,6 @@
 """Files that are either the old version or the new one, and folders that one process writes to."""
 
+import json
 import os
 import tomllib
 from collections.abc import Callable, Iterator
@@ -81,3 +82,21 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML ({error})") from error
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON file that holds an object with these keys.
+
+    Raises:
+        UserError: It is unreadable or damaged; names the file.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); restore it from a backup") from error
+    if not isinstance(found, dict) or not found.keys() >= set(keys):
+        wanted = f"an object with {', '.join(keys)}" if keys else "an object"
+        raise UserError(f"{path}: damaged (not {wanted}); restore it from a backup")
+    return found

@@ -20,7 +20,7 @@ from typing import Any
 from gpsearch import profiling
 from gpsearch.deploy import check_device, columns, reading_on
 from gpsearch.errors import UserError
-from gpsearch.files import write_text
+from gpsearch.files import read_json, write_text
 from gpsearch.objectives import front
 from gpsearch.profiling import DeviceFacts, Reading
 from gpsearch.study import Row, Study, facts_json
@@ -110,7 +110,7 @@ class Remeasured:
     def readings(self) -> dict[int, Reading]:
         """Return what was measured so far, by trial."""
         done = [number for number in self.plan.members if self._path(number).exists()]
-        return {n: Reading.from_dict(json.loads(self._path(n).read_text())) for n in done}
+        return {n: Reading.from_dict(read_json(self._path(n), "quantities")) for n in done}
 
     def rows(self) -> list[Row]:
         """Return the study's rows with what this device decides replaced.

@@ -22,7 +22,7 @@ from gpsearch.candidate import Candidate, record
 from gpsearch.compact import compact
 from gpsearch.deploy import columns, load_model, read_costs, save_model
 from gpsearch.errors import UserError
-from gpsearch.files import locked, make_folder, read_toml, write_text
+from gpsearch.files import locked, make_folder, read_json, read_toml, write_text
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.profiling import Host
 from gpsearch.space import Space
@@ -154,7 +154,7 @@ class Reproduction:
     def rows(self) -> list[Row]:
         """Return what is finished, in the order of the rows and seeds."""
         paths = (self._path(n, s) for n in self.candidates for s in range(self.comparison.seeds))
-        return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+        return [read_json(path) for path in paths if path.exists()]
 
     def _row(self, name: str, seed: int, task: Task, listener: Listener) -> Row:
         """Train one row, measure it beside the first, and score it on both splits."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpsearch.candidate import Candidate
 from gpsearch.errors import UserError
-from gpsearch.files import locked, make_folder, write_text
+from gpsearch.files import locked, make_folder, read_json, write_text
 from gpsearch.objectives import Constraint, Objective
 from gpsearch.profiling import DeviceFacts
 from gpsearch.sampling import Proposal
@@ -140,7 +140,7 @@ class Study:
     def finals(self) -> dict[int, Row]:
         """Return what was measured of the front's members at the end, by trial."""
         found = sorted((self.folder / "trials").glob("*/final.json"))
-        return {int(path.parent.name): json.loads(path.read_text()) for path in found}
+        return {int(path.parent.name): read_json(path) for path in found}
 
     def save_final(self, number: int, row: Row) -> None:
         """Keep what was measured of a member of the final front."""
@@ -159,17 +159,14 @@ class Study:
     def saved_proposal(self, number: int) -> dict[str, Any] | None:
         """Return the parameters of the trial in hand, if it had begun."""
         path = self.trial_folder(number) / "proposal.json"
-        if not path.exists():
-            return None
-        params: dict[str, Any] = json.loads(path.read_text())
-        return params
+        return read_json(path) if path.exists() else None
 
     def saved_fingerprint(self) -> dict[str, str] | None:
         """Return the fingerprint of the device that the study was last measured on."""
         path = self.folder / "device.json"
         if not path.exists():
             return None
-        fingerprint: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+        fingerprint: dict[str, str] = read_json(path, "fingerprint")["fingerprint"]
         return fingerprint
 
     def save_facts(self, facts: DeviceFacts) -> None:

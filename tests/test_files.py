@@ -3,7 +3,7 @@ import os
 import pytest
 
 from gpsearch.errors import UserError
-from gpsearch.files import locked, make_folder, write_atomically, write_text
+from gpsearch.files import locked, make_folder, read_json, write_atomically, write_text
 
 
 def test_the_new_content_replaces_the_old(tmp_path):
@@ -47,3 +47,14 @@ def test_a_folder_is_locked_once_and_again_when_it_is_free(tmp_path):
             pass
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("text", ["", '{"a": 1', "[1]", '{"b": 2}', b"\xff\xfe"])
+def test_a_damaged_json_file_is_named(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=r"a\.json: damaged \(.+\); restore it from a backup$"):
+        read_json(path, "a")
+
+    write_text(path, '{"a": 1}')
+    assert read_json(path, "a") == {"a": 1}

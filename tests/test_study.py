@@ -139,6 +139,19 @@ def test_a_damaged_database_is_named(tmp_path):
         study.finished()
 
 
+def test_a_damaged_file_is_named(tmp_path):
+    study = a_study(tmp_path / "s")
+    study.trial_folder(0).mkdir()
+    for path, read in (
+        (study.folder / "device.json", study.saved_fingerprint),
+        (study.trial_folder(0) / "final.json", study.finals),
+        (study.trial_folder(0) / "proposal.json", lambda: study.saved_proposal(0)),
+    ):
+        path.write_text('{"half": ')
+        with pytest.raises(UserError, match=rf"{path.name}: damaged"):
+            read()
+
+
 def test_two_at_once_are_refused(tmp_path):
     study = a_study(tmp_path / "s")
     with study.locked(), pytest.raises(UserError, match="another gpsearch works"), study.locked():

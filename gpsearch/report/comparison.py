@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gpsearch.errors import UserError
+from gpsearch.files import read_json
 from gpsearch.objectives import OBJECTIVES, Objective
 from gpsearch.pareto import hypervolume
 from gpsearch.report.results import Results
@@ -256,10 +256,7 @@ def _origins(results: Results, goal: Objective) -> set[str]:
 
 def _reading(results: Results, trial: int) -> Row | None:
     path = results.folder / "trials" / str(trial) / "reading.json"
-    if not path.exists():
-        return None
-    reading: Row = json.loads(path.read_text(encoding="utf-8"))
-    return reading
+    return read_json(path, "quantities", "protocol", "reference") if path.exists() else None
 
 
 def _reference(results: Results) -> str | None:

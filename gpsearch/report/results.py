@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpsearch.candidate import Candidate
+from gpsearch.files import read_json
 from gpsearch.objectives import OBJECTIVES, Constraint, Objective, feasible, front
 from gpsearch.remeasured import NOT_MEASURED, RECORD, Remeasured
 from gpsearch.study import Row, Study
@@ -184,7 +184,7 @@ class Results:
             self.folder / "device.json",
         ]:
             if path.exists():
-                reasons |= _reasons(json.loads(path.read_text(encoding="utf-8")))
+                reasons |= _reasons(read_json(path))
         estimated = {goal.column for goal in self.goals if goal.kind == "estimated"}
         missing = reasons.keys() - estimated
         return {goal.name: reasons[goal.column] for goal in COSTS if goal.column in missing}
