@@ -109,6 +109,14 @@ def test_the_template_is_sound_and_a_report_says_so(tmp_path: Path) -> None:
     assert json.loads(json.dumps(report.to_dict()))["ran"] == 17
 
 
+def test_a_profiler_in_a_plain_file_is_imported_from_there(tmp_path: Path) -> None:
+    check = CHECKS["import_has_no_side_effects"]
+    check.run(Bench(planted(tmp_path / "sound", {})))
+    loud = planted(tmp_path / "loud", {"import torch\n": "import torch\n\nprint('hello')\n"})
+    with pytest.raises(CheckFailed, match="prints while it is imported: 'hello'"):
+        check.run(Bench(loud))
+
+
 def test_a_check_that_a_busy_machine_may_spoil_is_tried_again(tmp_path: Path) -> None:
     slept: list[float] = []
     bench = Bench(planted(tmp_path, {}), Host(sleep=slept.append))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import math
 import os
@@ -81,7 +80,9 @@ def import_has_no_side_effects(bench: Bench) -> None:
 
 @lru_cache
 def _import_fault(name: str, path: str) -> str | None:
-    importable = importlib.util.find_spec(name.partition(".")[0]) is not None
+    first = name.partition(".")[0]
+    # Not importlib's find_spec, which takes what is loaded, a plain file too, for importable.
+    importable = any(finder.find_spec(first, None) for finder in sys.meta_path)
     done = subprocess.run(
         [sys.executable, "-c", _IMPORT, name, "" if importable else path],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(one or os.getcwd() for one in sys.path)},
