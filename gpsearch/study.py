@@ -125,8 +125,29 @@ class Study:
         return study
 
     def finished(self) -> list[optuna.trial.FrozenTrial]:
-        """Return the finished trials - complete, gated and failed ones - in order."""
-        return [trial for trial in self.storage().trials if trial.state.is_finished()]
+        """Return the finished trials - complete, gated and failed ones - in order.
+
+        Raises:
+            UserError: study.db is damaged, or lost.
+        """
+        path = self.folder / "study.db"
+        trials = self.storage().trials if path.exists() else []  # to read makes no storage
+        finished = [trial for trial in trials if trial.state.is_finished()]
+        if not finished and self._has_finished():
+            raise UserError(
+                f"{path}: holds no trial, though some are finished; "
+                "restore it from a backup, or start again in another folder"
+            )
+        return finished
+
+    def _has_finished(self) -> bool:
+        """Say whether the other files tell of a finished trial.
+
+        A first trial that is killed leaves all that a finished one does, but its row.
+        """
+        table = self.folder / "trials.csv"
+        lines = table.read_bytes().splitlines() if table.exists() else []
+        return len(lines) > 1 or self.trial_folder(1).exists()
 
     def rows(self) -> list[Row]:
         """Return the finished trials' rows, as in ``trials.csv``."""

@@ -139,6 +139,30 @@ def test_a_damaged_database_is_named(tmp_path):
         study.finished()
 
 
+def test_who_reads_makes_no_database(tmp_path):
+    study = a_study(tmp_path / "s")
+    study.trial_folder(0).mkdir()  # of the first trial, in hand
+    (study.trial_folder(0) / "reading.json").touch()
+
+    assert study.rows() == []
+    assert not (study.folder / "study.db").exists()
+
+
+def test_a_lost_database_is_named(tmp_path):
+    study = a_study(tmp_path / "s")
+    add(study)
+    (study.folder / "study.db").unlink()
+    (study.folder / "trials.csv").write_text("trial,state\n0,complete\n")
+    with pytest.raises(UserError, match=r"study\.db: holds no trial, though some are finished"):
+        Study(study.folder).finished()
+
+    assert not (study.folder / "study.db").exists()
+    (study.folder / "trials.csv").unlink()
+    study.trial_folder(1).mkdir()  # which begins once the first has ended
+    with pytest.raises(UserError, match=r"study\.db: holds no trial"):
+        Study(study.folder).rows()
+
+
 def test_a_damaged_file_is_named(tmp_path):
     study = a_study(tmp_path / "s")
     study.trial_folder(0).mkdir()
