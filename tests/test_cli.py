@@ -190,6 +190,16 @@ def test_a_mistake_is_one_line_and_exit_2(words, message, tmp_path, capsys, monk
     assert isinstance(result.exception, UserError)
     assert message in str(result.exception)
     assert "\n" not in str(result.exception)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_refused_run_leaves_a_folder_that_was_there(tmp_path):
+    (tmp_path / "mine.txt").touch()
+    code, _, err = call("run", *TOY, "--device", "abacus", "--out", tmp_path)
+
+    assert code == 2
+    assert "'abacus'" in err
+    assert (tmp_path / "mine.txt").exists()
 
 
 def test_the_front_door_turns_a_mistake_into_exit_2(capsys):

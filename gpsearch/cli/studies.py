@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -106,7 +107,9 @@ def run(
         settings = replace(settings, space=tasks.default_space(settings.task))
     words = "-".join((settings.task, Path(settings.space).stem, settings.device))
     default = RESULTS / re.sub(r"[^\w.-]+", "_", words)
-    _work(Study.create(out or Path(folder or default), settings))
+    where = out or Path(folder or default)
+    new = not where.exists()
+    _work(Study.create(where, settings), new=new)
 
 
 @app.command()
@@ -181,8 +184,13 @@ def compare(
     typer.echo(f"picture: {picture}")
 
 
-def _work(study: Study, prepare: Callable[[Study], None] = lambda study: None) -> None:
-    """Run a study to its end, its pictures and tables renewed after every trial."""
+def _work(
+    study: Study, prepare: Callable[[Study], None] = lambda study: None, *, new: bool = False
+) -> None:
+    """Run a study to its end, its pictures and tables renewed after every trial.
+
+    Where the start is refused, a new folder is removed again.
+    """
     with study.locked():
         from gpsearch import report  # slow: after the lock, which nobody should take in between
         from gpsearch.progress import Progress
@@ -195,6 +203,10 @@ def _work(study: Study, prepare: Callable[[Study], None] = lambda study: None) -
                 Search(study, progress).run()
         except TimeUp:
             typer.echo(f"time is up; go on with: gpsearch resume {study.folder}")
+        except UserError:
+            if new and not study.trial_folder(0).exists():
+                shutil.rmtree(study.folder)
+            raise
         finally:
             progress.close()
         results = report.Results.of(study)
