@@ -83,6 +83,17 @@ def test_show_prints_what_a_task_shows_of_a_trial_and_knows_its_study(folder):
     assert call("show", model, "--split", "all")[0] == 2
 
 
+@pytest.mark.parametrize("words", [["show"], ["profile", *TOY_DEVICE]])
+@pytest.mark.parametrize("task", ["speech", "translation"])
+def test_a_model_of_another_task_is_told_in_one_line(folder, words, task):
+    model = next(folder.glob("trials/*/model.pt"))
+    code, _, err = call(*words, model.parent, "--task", task)
+
+    assert code == 2
+    assert err.startswith(f"gpsearch: {model}: not a model of the task '{task}' (")
+    assert len(err.splitlines()) == 1
+
+
 def test_train_and_profile_a_candidate(tmp_path):
     candidate = tmp_path / "c.toml"
     candidate.write_text(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -153,6 +154,8 @@ def profile(
     ] = None,
 ) -> None:
     """Measure a model: latency, energy, FLOPs, weights. With --sweep: latency by width."""
+    import torch
+
     from gpsearch import profiling
     from gpsearch.deploy import load_model, read_costs, untrained
     from gpsearch.progress import reading_lines
@@ -168,6 +171,9 @@ def profile(
         network = untrained(model, learned, here=profiler.probe().here)
     else:
         network = load_model(model / "model.pt")
+        example = learned.example()
+        with _made_for(learned, model / "model.pt"), torch.inference_mode():
+            network(*example)
     reading = read_costs(profiler, network, learned, energy=energy, estimate_w=estimate_energy)
     typer.echo(reading_lines(reading), nl=False)
 
@@ -191,7 +197,9 @@ def show(
     network, learned = load_model(model / "model.pt"), _learned(model, task, data)
     if not isinstance(learned, tasks.Showing):
         raise UserError(f"task {learned.name!r} has nothing to show")
-    typer.echo("\n\n".join(learned.show(network, split, n)))
+    with _made_for(learned, model / "model.pt"):
+        shown = learned.show(network, split, n)
+    typer.echo("\n\n".join(shown))
 
 
 def _learned(model: Path, task: str | None, data: Path | None) -> tasks.Task:
@@ -205,6 +213,18 @@ def _learned(model: Path, task: str | None, data: Path | None) -> tasks.Task:
     name = task or (settings.task if settings else "speech")
     own = settings.data_path if settings and name == settings.task else None
     return tasks.find(name, data or own)
+
+
+@contextmanager
+def _made_for(task: tasks.Task, path: Path) -> Iterator[None]:
+    """Let a model that is not of this task end in one line, whatever it breaks there."""
+    try:
+        yield
+    except Exception as error:
+        why = str(error) if isinstance(error, UserError) else type(error).__name__
+        raise UserError(
+            f"{path}: not a model of the task {task.name!r} ({why}); name its own with --task"
+        ) from error
 
 
 def _sweep(
