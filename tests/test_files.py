@@ -30,6 +30,14 @@ def test_a_failure_leaves_the_old_content_and_no_litter(tmp_path):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_a_file_that_cannot_be_written_is_named_as_the_user_does(tmp_path):
+    def fail(temporary):
+        temporary.open("rb")  # which is not there, as in a folder that cannot be written
+
+    with pytest.raises(OSError, match=r"^\[Errno 2\] No such file or directory: '.*/a\.txt'$"):
+        write_atomically(tmp_path / "a.txt", fail)
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     make_folder(tmp_path / "a" / "b")
     assert os.listdir(tmp_path / "a" / "b") == []
