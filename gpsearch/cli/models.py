@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +14,8 @@ from gpsearch.errors import UserError
 from gpsearch.files import locked, make_folder
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from gpsearch import tasks
 
 Task = Annotated[str | None, typer.Option(help="What it has learnt, if no study says it: speech.")]
@@ -154,10 +155,8 @@ def profile(
     ] = None,
 ) -> None:
     """Measure a model: latency, energy, FLOPs, weights. With --sweep: latency by width."""
-    import torch
-
     from gpsearch import profiling
-    from gpsearch.deploy import load_model, read_costs, untrained
+    from gpsearch.deploy import read_costs, untrained
     from gpsearch.progress import reading_lines
 
     if sweep is not None:
@@ -170,10 +169,7 @@ def profile(
     if is_candidate:
         network = untrained(model, learned, here=profiler.probe().here)
     else:
-        network = load_model(model / "model.pt")
-        example = learned.example()
-        with _made_for(learned, model / "model.pt"), torch.inference_mode():
-            network(*example)
+        network = _made_for(learned, model / "model.pt")
     reading = read_costs(profiler, network, learned, energy=energy, estimate_w=estimate_energy)
     typer.echo(reading_lines(reading), nl=False)
 
@@ -190,16 +186,14 @@ def show(
 ) -> None:
     """Show what a model makes of some examples, for a reader to judge."""
     from gpsearch import tasks
-    from gpsearch.deploy import load_model
 
     if n < 1:
         raise UserError(f"-n {n} should be 1 or more")
-    network, learned = load_model(model / "model.pt"), _learned(model, task, data)
+    learned = _learned(model, task, data)
+    network = _made_for(learned, model / "model.pt")
     if not isinstance(learned, tasks.Showing):
         raise UserError(f"task {learned.name!r} has nothing to show")
-    with _made_for(learned, model / "model.pt"):
-        shown = learned.show(network, split, n)
-    typer.echo("\n\n".join(shown))
+    typer.echo("\n\n".join(learned.show(network, split, n)))
 
 
 def _learned(model: Path, task: str | None, data: Path | None) -> tasks.Task:
@@ -215,16 +209,22 @@ def _learned(model: Path, task: str | None, data: Path | None) -> tasks.Task:
     return tasks.find(name, data or own)
 
 
-@contextmanager
-def _made_for(task: tasks.Task, path: Path) -> Iterator[None]:
-    """Let a model that is not of this task end in one line, whatever it breaks there."""
+def _made_for(task: tasks.Task, path: Path) -> nn.Module:
+    """Load a model; one that cannot run the task's example is another task's."""
+    import torch
+
+    from gpsearch.deploy import load_model
+
+    network, example = load_model(path), task.example()
     try:
-        yield
+        with torch.inference_mode():
+            network.eval()(*example)
     except Exception as error:
         why = str(error) if isinstance(error, UserError) else type(error).__name__
         raise UserError(
             f"{path}: not a model of the task {task.name!r} ({why}); name its own with --task"
         ) from error
+    return network
 
 
 def _sweep(
