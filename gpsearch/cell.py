@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -237,7 +237,7 @@ class HLSTM(Gated):
         input: Tensor | PackedSequence,
         hx: State | None = None,
         *,
-        lengths: Int[Tensor, " batch"] | None = None,
+        lengths: Integer[Tensor, " batch"] | None = None,
     ) -> tuple[Tensor | PackedSequence, State]:
         """Run the stack over a batch of sequences.
 
@@ -405,13 +405,16 @@ def _check_state(hx: State, shape: tuple[int, ...]) -> None:
 
 
 def _checked_lengths(lengths: Tensor | None, steps: int, batch: int) -> Tensor | None:
-    """Return the lengths, or None where no sequence is padded."""
+    """Return the lengths as int64, or None where no sequence is padded."""
     if not steps:
         raise UserError("the input has no time steps; it should have at least 1")
     if lengths is None or not batch:
         return None
     if lengths.shape != (batch,):
         raise UserError(f"lengths has the shape {list(lengths.shape)}; it should be [{batch}]")
+    if lengths.dtype is torch.bool or lengths.is_floating_point() or lengths.is_complex():
+        raise UserError(f"lengths is of {lengths.dtype}; it should be of integers: torch.int64")
+    lengths = lengths.to(torch.int64)  # as an index uint8 would be a mask
     shortest, longest = (int(end) for end in lengths.aminmax())
     if shortest < 1 or longest > steps:
         raise UserError(f"lengths go from {shortest} to {longest}; they should lie in 1 to {steps}")

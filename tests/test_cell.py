@@ -173,6 +173,28 @@ def test_lengths_do_what_packing_does(gate_hidden: tuple[int, ...]) -> None:
     assert_same([unpadded, *state], [output[:, 1:2], h[:, 1:2], c[:, 1:2]])
 
 
+@pytest.mark.parametrize("formats", [{}, {"weight_gate_hh_l0": "dense"}])  # in torch, and in C
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_lengths_may_be_of_any_type_of_integers(
+    dtype: torch.dtype, formats: dict[str, str]
+) -> None:
+    model, x = HLSTM(4, 3, gate_hidden=(2,)).eval(), torch.randn(3, 3, 4)
+    model.formats, lengths = formats, torch.tensor([3, 2, 2])
+    with torch.no_grad():
+        output, state = model(x, lengths=lengths.to(dtype))
+        wanted, last = model(x, lengths=lengths)
+    assert_same([output, *state], [wanted, *last])
+
+
+@pytest.mark.parametrize("formats", [{}, {"weight_gate_hh_l0": "dense"}])
+@pytest.mark.parametrize("lengths", [torch.tensor([2.5, 1.0]), torch.tensor([True, True])])
+def test_lengths_that_are_no_integers_are_refused(lengths: Tensor, formats: dict[str, str]) -> None:
+    model = HLSTM(4, 3, gate_hidden=(2,)).eval()
+    model.formats = formats
+    with torch.no_grad(), pytest.raises(UserError, match="it should be of integers"):
+        model._run(torch.randn(3, 2, 4), None, lengths)  # forward's types refuse them in tests
+
+
 def test_padding_has_no_gradient() -> None:
     model, x = HLSTM(4, 3, bidirectional=True, gate_hidden=(2,)), torch.randn(6, 5, 4)
     gradient = results(model, x, lengths=LENGTHS)[3]
