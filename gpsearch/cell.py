@@ -283,7 +283,7 @@ class HLSTM(Gated):
         if decoder := self.decoder(batch, x, *(hx or ())):
             return decoder.run(x, hx and self._initial(x, hx), lengths)
         hx = self._initial(x, hx)
-        sparse = self._patterns and kernels_for(x) is not None
+        sparse = self._patterns and batch and kernels_for(x) is not None
         if not self.gate_hidden and lengths is None and not sparse:
             return self._run_lstm(x, hx)
         padded = Padded(steps, batch, 1 + self.bidirectional, lengths, x.device)
@@ -371,7 +371,7 @@ class HLSTM(Gated):
         return hx
 
     def _by_layer(self, hx: State) -> State:
-        h, c = (state.reshape(self.num_layers, -1, *state.shape[1:]) for state in hx)
+        h, c = (state.reshape(self.num_layers, self._directions, *state.shape[1:]) for state in hx)
         return h, c
 
     _OPTIONS = {  # noqa: RUF012 - read only

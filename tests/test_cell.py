@@ -203,6 +203,28 @@ def test_padding_has_no_gradient() -> None:
     assert gradient[~padding].all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # in C, and fused in torch
+@pytest.mark.parametrize("gate_norm", [False, True])
+@pytest.mark.parametrize("gate_hidden", [(), (4,), (4, 3)])
+@pytest.mark.parametrize("density", [0.1, 1.0])
+def test_a_batch_may_be_empty(
+    density: float, gate_hidden: tuple[int, ...], gate_norm: bool, dtype: torch.dtype
+) -> None:
+    options: Any = {"gate_hidden": gate_hidden, "gate_norm": gate_norm, "dtype": dtype}
+    model = HLSTM(6, 5, 2, bidirectional=True, **options)
+    masks = {n: torch.rand_like(p) < density for n, p in model.named_parameters() if p.dim() == 2}
+    model.use_masks(masks if density < 1 else {})
+    x = torch.randn(3, 0, 6, dtype=dtype)
+    output, h, c, *gradients = results(model, x)
+    assert (output.shape, h.shape, c.shape) == ((3, 0, 10), (4, 0, 5), (4, 0, 5))
+    assert len(gradients) == 1 + len([*model.parameters()])
+    assert not any(gradient.any() for gradient in gradients)
+    assert HLSTMCell(6, 5, **options)(x[0])[0].shape == (0, 5)
+    model.eval().formats = dict.fromkeys(masks, "dense")
+    with torch.no_grad():
+        assert model(x, lengths=torch.zeros(0, dtype=torch.long))[0].shape == (3, 0, 10)
+
+
 @given(
     inputs=st.integers(1, 5),
     hidden=st.integers(1, 5),

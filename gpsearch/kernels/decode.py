@@ -87,7 +87,9 @@ def suits(*tensors: Tensor) -> bool:
 
 def applies(batch: int, *inputs: Tensor) -> bool:
     """Tell whether this is what the kernels are for: inference with a small batch."""
-    if torch.is_grad_enabled() or batch > MOST_SEQUENCES or torch.is_autocast_enabled("cpu"):
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    if not 0 < batch <= MOST_SEQUENCES:
         return False
     # What watches torch's functions, as gpsearch.exporting does, is to see the recurrence.
     watched = torch._C._is_tracing() or torch.compiler.is_compiling() or has_torch_function(inputs)

@@ -38,7 +38,8 @@ def recurrence(
 
     It goes by the kernels in C where there are any, with the awake weights only where the gates
     have patterns and that is faster; or else the fused way in torch. Tracing and compiling
-    need plain operations, and so do gate norms; on a GPU the fused way is untested.
+    need plain operations, and so do gate norms; on a GPU the fused way is untested. For a batch
+    without sequences there is nothing to be fast at.
     """
     if not _traced() and has_torch_function_unary(h0):
         # What watches torch's functions (gpsearch.exporting does) sees this one as a whole.
@@ -47,7 +48,7 @@ def recurrence(
     given = [one for one in (*xs, c0, *flattened(gates)) if one is not None]
     alike = all(one.dtype == h0.dtype and one.device == h0.device for one in given)
     kernels = kernels_for(h0) if alike else None  # torch says what is wrong
-    if gates[0].norms or h0.device.type != "cpu" or _traced():
+    if gates[0].norms or h0.device.type != "cpu" or _traced() or not h0.shape[1]:
         return plain(xs, h0, c0, gates)
     if kernels is None:
         return fused(xs, h0, c0, gates)
@@ -108,7 +109,7 @@ def _input_products(
 
 
 def _per_gate(z: Float[Tensor, "dir batch rows"]) -> Float[Tensor, "dir 4 batch width"]:
-    return z.reshape(*z.shape[:2], 4, -1).transpose(1, 2)
+    return z.reshape(*z.shape[:2], 4, z.shape[2] // 4).transpose(1, 2)
 
 
 def _activated(

@@ -70,7 +70,7 @@ class Padded:
         rows = torch.cat([forward, _permuted(backward, self.reverse.flatten())], 1)
         if self.padding is not None:
             rows.index_fill_(0, self._padded_rows, 0)  # in place: cat made it, and saves none of it
-        return rows.view(*hs.shape[1:3], -1)
+        return rows.view(*hs.shape[1:3], rows.shape[1])
 
     def last(self, hs: Float[Tensor, "dir time batch width"]) -> Float[Tensor, "dir batch width"]:
         """Return what each direction held at its last step that is no padding."""
