@@ -157,7 +157,7 @@ class Gated(Packable):
 
     def _by_gate(self, name: str) -> Any:
         """Split a parameter's rows into the four gates; None where it is absent."""
-        parameter = self._parameters.get(name)
+        parameter = getattr(self, name, None)
         return None if parameter is None else parameter.view(4, -1, *parameter.shape[1:])
 
     def _masks(self, batch: int) -> tuple[Tensor, ...]:

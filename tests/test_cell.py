@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from gpsearch.cell import HLSTM, HLSTMCell
@@ -385,6 +386,17 @@ def test_cell_takes_the_steps_of_the_layer(gate_hidden: tuple[int, ...]) -> None
         outputs.append(state[0])
     torch.testing.assert_close(torch.stack(outputs), layer(x)[0])
     torch.testing.assert_close(cell(x[0, 0])[0], layer(x[:1, 0])[0][0])
+
+
+@pytest.mark.parametrize("name", ["weight_gate_ih_l0", "weight_gate1_l0", "bias_gate1_l0"])
+def test_torch_may_prune_any_parameter(name: str) -> None:
+    layer, x = HLSTM(4, 3, gate_hidden=(5,)), torch.randn(6, 2, 4)
+    masked = copy.deepcopy(layer)
+    mask = torch.rand_like(layer.get_parameter(name)) < 0.5
+    prune.custom_from_mask(layer, name, mask)
+    with torch.no_grad():
+        masked.get_parameter(name).mul_(mask)
+    assert torch.equal(layer(x)[0], masked(x)[0])
 
 
 # Mistakes -------------------------------------------------------------------------------------
