@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.compact_units import Link, Place, Units, ends, families, input_size, reading
@@ -62,7 +63,8 @@ def compact(model: nn.Module, *, weights: str = "float32", here: bool = True) ->
     plain LSTM, ``gate_hidden=()``.
 
     Args:
-        model: Any module; nothing in it that shares its parameters with another part shrinks.
+        model: Any module; nothing in it that shares its parameters with another part shrinks, nor
+            what has them computed, as by `torch.nn.utils.prune` or ``parametrize``.
         weights: Type that the recurrent layers' weights are rounded to, which changes the outputs;
             "float32" leaves them. What dies of the rounding is cut out, too.
         here: It will run on this processor, so that it pays to try what is fast here.
@@ -70,7 +72,10 @@ def compact(model: nn.Module, *, weights: str = "float32", here: bool = True) ->
     Raises:
         UserError: A ``compaction_chain`` names no submodule, or there is no such type of weights.
     """
-    small = copy.deepcopy(model).eval()
+    # What `torch.nn.utils.prune` has computed with gradients cannot be copied as it is.
+    held = [one for module in model.modules() for one in vars(module).values()]
+    computed = [one for one in held if isinstance(one, Tensor) and not one.is_leaf]
+    small = copy.deepcopy(model, {id(one): one.detach().clone() for one in computed}).eval()
     _cut(small)
     while quantize_weights(small, weights):
         _cut(small)
@@ -227,7 +232,7 @@ def _update_sizes(module: nn.Module) -> None:
 
 def _drop_dead_path(module: HLSTM | HLSTMCell) -> bool:
     """Leave only the direct path where the hidden one adds nothing to any gate."""
-    if not (module.gate_direct and module.gate_hidden):
+    if not (module.gate_direct and module.gate_hidden) or module.is_parametrized():
         return False
     last = f"weight_gate{len(module.gate_hidden)}"
     if any(Place(module, last + end).tensor.any() for end in ends(module)):
@@ -320,7 +325,10 @@ def _fit(producer: nn.Module, passes: list[nn.Module], reader: nn.Module) -> boo
 
 
 def _shared(model: nn.Module) -> set[nn.Module]:
-    """Find the modules that stand in more than one place, or share a parameter with another."""
+    """Find the modules that stand in more than one place, or share a parameter with another.
+
+    Or have some computed: what is written there lasts until the next call only.
+    """
     paths = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     for chained in model.modules():
         if isinstance(chained, Chained):
@@ -328,4 +336,11 @@ def _shared(model: nn.Module) -> set[nn.Module]:
             paths.update({element for element in named if named[element] > 1})
     owners = Counter(id(p) for module in paths for p in set(module.parameters(recurse=False)))
     tied = {m for m in paths for p in m.parameters(recurse=False) if owners[id(p)] > 1}
-    return tied | {module for module in paths if paths[module] > 1}
+    computed = {module for module in paths if _is_parametrized(module)}
+    return tied | computed | {module for module in paths if paths[module] > 1}
+
+
+def _is_parametrized(module: nn.Module) -> bool:
+    if isinstance(module, HLSTM | HLSTMCell):
+        return module.is_parametrized()
+    return parametrize.is_parametrized(module)

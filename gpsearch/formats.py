@@ -39,8 +39,9 @@ def choose(model: nn.Module) -> nn.Module:
     It is found in one thread, as the device `cpu` measures, however many torch may use now.
 
     `HLSTM` and `HLSTMCell` get their ``formats``, and a `torch.nn.LSTM` becomes an `HLSTM` where
-    that is faster. Layers on other devices, of another precision or with ``gate_norm`` stay with
-    torch, and so does everything where there are no kernels.
+    that is faster. Layers on other devices, of another precision, with ``gate_norm`` or whose
+    weights are computed (by `torch.nn.utils.prune`, say) stay with torch, and so does everything
+    where there are no kernels.
 
     Args:
         model: In eval mode; its modules are changed in place.
@@ -67,7 +68,7 @@ def _chosen(model: nn.Module) -> nn.Module:
 
 def _best_formats(module: HLSTM | HLSTMCell, kernels: Native) -> Mapping[str, str]:
     """Return the fastest formats, or none where torch is faster."""
-    if module.gate_norm or not suits(*module.parameters()):
+    if module.gate_norm or module.is_parametrized() or not suits(*module.parameters()):
         return {}
     single = isinstance(module, HLSTMCell)
     x = torch.randn(1 if single else _SEQUENCE, 1, module.input_size)

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gpsearch.errors import UserError
 from gpsearch.kernels import decode
@@ -30,8 +31,8 @@ class _Deployed(NamedTuple):
     decoder: decode.Decoder
     native: Native
     formats: Mapping[str, str]
-    marks: tuple[tuple[Tensor | None, int, int], ...]
-    """Of every parameter, in order: itself, its version, its address."""
+    marks: tuple[tuple[str, Tensor | None, int, int], ...]
+    """Of every parameter, in order: its name, itself, its version, its address."""
 
 
 class Packable(nn.Module):
@@ -64,6 +65,13 @@ class Packable(nn.Module):
         """Yield the parameters of one cell that reads ``inputs`` features."""
         raise NotImplementedError
 
+    def is_parametrized(self) -> bool:
+        """Tell whether weights are computed when they are read, as by `torch.nn.utils.prune`."""
+        names = (
+            spec.name + suffix for suffix, inputs in self._cells() for spec in self._specs(inputs)
+        )
+        return parametrize.is_parametrized(self) or any(name in self.__dict__ for name in names)
+
     def check(self) -> None:
         """Refuse options, parameters and formats that do not go together, as in a damaged file.
 
@@ -79,7 +87,7 @@ class Packable(nn.Module):
             for name, shape, _ in self._specs(inputs):
                 self._check_parameter(name + suffix, shape)
                 names.discard(name + suffix)
-        if names:
+        if names and not self.is_parametrized():
             raise UserError(f"{min(names)} does not belong to it")
         self._check_formats()
 
@@ -91,16 +99,21 @@ class Packable(nn.Module):
         return [self.bias, self.gate_direct, self.gate_norm]
 
     def _check_parameter(self, name: str, shape: tuple[int, ...]) -> None:
-        found = self._parameters.get(name)
+        found = self._weight(name)
         if found is None or found.shape != shape:
             is_ = "missing" if found is None else f"of the shape {list(found.shape)}"
             raise UserError(f"{name} is {is_}; it should be {list(shape)}")
+
+    def _weight(self, name: str) -> Tensor | None:
+        """Return a parameter, or what is computed in its place."""
+        found = getattr(self, name, None)
+        return found if isinstance(found, Tensor) else None
 
     def _check_formats(self) -> None:
         if not isinstance(self.formats, Mapping):
             raise UserError(f"its formats cannot be {self.formats!r}")
         for name, format in self.formats.items():
-            found = self._parameters.get(name) if isinstance(name, str) else None
+            found = self._weight(name) if isinstance(name, str) else None
             if found is None or found.dim() != 2 or format not in decode.FORMATS:
                 raise UserError(f"{name!r} cannot be packed as {format!r}")
 
@@ -117,25 +130,27 @@ class Packable(nn.Module):
     def _is_current(self, deployed: _Deployed, kernels: Native | None) -> bool:
         if deployed.native is not kernels or deployed.formats is not self.formats:
             return False
-        parameters = self._parameters.values()
+        parameters = self._parameters.items()
         if len(parameters) != len(deployed.marks):
             return False
-        for own, (packed, version, address) in zip(parameters, deployed.marks, strict=True):
-            if own is not packed:
+        for (name, own), (known, packed, version, address) in zip(
+            parameters, deployed.marks, strict=True
+        ):
+            if own is not packed or name != known:
                 return False
             if own is not None and (own._version != version or own.data_ptr() != address):
                 return False
         return True
 
     def _deploy(self, kernels: Native | None) -> _Deployed | None:
-        """Pack the parameters; None where there are no kernels for them."""
+        """Pack the parameters; None where there are no kernels for them, or some are computed."""
         own = [p for p in self._parameters.values() if p is not None]
         plain = decode.suits(*own) and not any(p.is_inference() for p in own)
-        if kernels is None or self.gate_norm or not plain:
+        if kernels is None or self.gate_norm or not plain or self.is_parametrized():
             return None
         marks = tuple(
-            (p, 0, 0) if p is None else (p, p._version, p.data_ptr())
-            for p in self._parameters.values()
+            (name, p, 0, 0) if p is None else (name, p, p._version, p.data_ptr())
+            for name, p in self._parameters.items()
         )
         return _Deployed(self.packed(kernels, self.formats), kernels, self.formats, marks)
 

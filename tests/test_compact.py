@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.compact import compact
@@ -214,6 +215,15 @@ def test_dead_hidden_layers_without_a_direct_path_leave_constant_gates():
 
     assert small.gate_hidden == (1, 1)
     assert_equal(model, small, torch.randn(6, 2, 3))
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_gates_whose_weights_are_computed_keep_their_units(direct):
+    layer, x = HLSTM(3, 5, gate_hidden=(6,), gate_direct=direct), torch.randn(4, 1, 3)
+    for name in ("weight_gate_ih_l0", "weight_gate_hh_l0"):
+        prune.ln_structured(layer, name, 0.5, n=1, dim=0)
+
+    check(layer, x)
 
 
 def test_normed_gates_keep_their_units():

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from gpsearch import HLSTM, HLSTMCell, compact
 from gpsearch.deploy import load_model, save_model
@@ -108,6 +109,47 @@ def test_what_the_kernels_cannot_do_stays_with_torch(options):
     chosen: Any = choose(HLSTM(3, 4, **options).eval())
 
     assert chosen.formats == {}
+
+
+PARAMETRIZED = {
+    "prune": lambda module, name: prune.l1_unstructured(module, name, 0.9),
+    "weight_norm": weight_norm,
+    "spectral_norm": spectral_norm,
+    "weight_norm as a parametrization": parametrizations.weight_norm,
+    "spectral_norm as a parametrization": parametrizations.spectral_norm,
+}
+parametrized = pytest.mark.parametrize("way", PARAMETRIZED.values(), ids=PARAMETRIZED)
+deprecated = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+
+
+@deprecated
+@parametrized
+@pytest.mark.parametrize("name", ["weight_gate_hh", "weight_gate1"])
+def test_weights_that_are_computed_stay_with_torch(way, name):
+    cell = HLSTMCell(10, 16, gate_hidden=(32,))
+    way(cell, name)
+
+    small: Any = compact(cell)
+
+    assert small.formats == {}
+    assert_equal(cell.eval(), small, torch.randn(1, 10))
+
+
+@needs_kernels
+@deprecated
+@parametrized
+@pytest.mark.parametrize("name", ["weight_gate_hh_l0", "weight_gate1_l0"])
+def test_weights_that_come_to_be_computed_go_back_to_torch(way, name):
+    layer, x = HLSTM(10, 16, gate_hidden=(32,), bias=False).eval(), torch.randn(7, 1, 10)
+    layer.formats = {name: "dense"}
+    with torch.no_grad():
+        assert layer.decoder(1, x) is not None
+        way(layer, name)
+        layer.eval()
+        found = layer(x)[0]
+        assert layer.decoder(1, x) is None
+        layer.formats = {}
+        torch.testing.assert_close(found, layer(x)[0])
 
 
 def test_the_choice_leaves_torchs_threads_as_they_are():
