@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
 from gpsearch.errors import UserError
 from gpsearch.files import read_toml
-from gpsearch.schedule import SCHEDULES, Dense, Schedule
+from gpsearch.schedule import SCHEDULES, Dense, Schedule, check_choice
 
 T = TypeVar("T")
 
@@ -207,9 +207,7 @@ def record(kind: type[T], rows: Any, where: str) -> T:
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
     if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            choices = ", ".join(map(repr, get_args(hint)))
-            raise UserError(f"{where} = {value!r} is not one of {choices}")
+        check_choice(where, value, hint)
         return value
     if hint is float and type(value) is int:
         return float(value)

@@ -15,9 +15,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+
+from gpsearch.errors import UserError
 
 Growth = Literal["gradient", "random"]
+GrownInit = Literal["zero", "step"]
 Scope = Literal["matrix", "gates", "layer", "global"]
 Structure = Literal["element", "row_column", "16x1", "8x1", "4x4"]
 
@@ -72,7 +75,7 @@ class Schedule(Protocol):
         """Batches over which the growth gradient is averaged; 0 is a full pass."""
 
     @property
-    def grown_init(self) -> Literal["zero", "step"]:
+    def grown_init(self) -> GrownInit:
         """Where a grown weight starts: at zero, or one gradient step from it."""
 
     @property
@@ -111,10 +114,14 @@ class _Sparse:
     """Wake dormant weights by "gradient" or at "random"."""
     growth_batches: int = 0
     """Batches over which the growth gradient is averaged: 0 a full pass, 1 instantaneous."""
-    grown_init: Literal["zero", "step"] = "zero"
+    grown_init: GrownInit = "zero"
     """Start grown weights at zero, or one gradient "step" from it."""
 
     def __post_init__(self) -> None:
+        check_choice("scope", self.scope, Scope)
+        check_choice("structure", self.structure, Structure)
+        check_choice("growth", self.growth, Growth)
+        check_choice("grown_init", self.grown_init, GrownInit)
         _check_share("final_density", self.final_density, above_zero=True)
         if self.growth_batches < 0:
             raise ValueError(f"growth_batches = {self.growth_batches} should be 0 or more")
@@ -129,7 +136,7 @@ class Dense:
     final_density: ClassVar[float] = 1.0
     growth: ClassVar[Growth] = "random"
     growth_batches: ClassVar[int] = 0
-    grown_init: ClassVar[Literal["zero", "step"]] = "zero"
+    grown_init: ClassVar[GrownInit] = "zero"
     scope: ClassVar[Scope] = "matrix"
     structure: ClassVar[Structure] = "element"
     embeddings: ClassVar[bool] = False
@@ -374,6 +381,13 @@ SCHEDULES: dict[str, type[Any]] = {kind.name: kind for kind in (GP, GMP, SET, Ri
 def cubic(start: float, end: float, part: float) -> float:
     """Return the density after ``part`` (0 to 1) of a cubic fall from ``start`` to ``end``."""
     return end + (start - end) * (1 - part) ** 3
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Refuse what is none of the values of the Literal ``choices``, by its name."""
+    if value not in get_args(choices):
+        known = ", ".join(map(repr, get_args(choices)))
+        raise UserError(f"{name} = {value!r} is not one of {known}")
 
 
 def _phase(now: Progress, **ends: float) -> str:

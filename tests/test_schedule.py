@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpsearch.errors import UserError
 from gpsearch.schedule import GMP, GP, SCHEDULES, SET, Dense, Progress, RigL, Selfish, Update, cubic
 
 
@@ -175,6 +176,23 @@ def test_the_cubic_fall_is_monotone(a, b):
 def test_impossible_numbers_are_named(kind, numbers, message):
     with pytest.raises(ValueError, match=message):
         kind(**numbers)
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("scope", "'matrix', 'gates', 'layer', 'global'"),
+        ("structure", "'element', 'row_column', '16x1', '8x1', '4x4'"),
+        ("growth", "'gradient', 'random'"),
+        ("grown_init", "'zero', 'step'"),
+    ],
+)
+@pytest.mark.parametrize("kind", [GP, GMP, SET])
+def test_a_misspelt_name_is_named_with_those_there_are(kind, name, choices):
+    schedule = kind()
+    vars(schedule)[name] = "foo"  # in tests the constructor's types refuse it first
+    with pytest.raises(UserError, match=f"^{name} = 'foo' is not one of {choices}$"):
+        schedule.__post_init__()
 
 
 def test_every_schedule_is_known_by_its_name():
