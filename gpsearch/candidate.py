@@ -8,6 +8,7 @@ run in the end).
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_origin, get_type_hints
@@ -105,8 +106,11 @@ class Training:
         if self.augment > 5:
             raise ValueError(f"augment = {self.augment} should be at most 5")
         for name in ("learning_rate", "clip"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)} should be above 0")
+        for name in ("learning_rate", "weight_decay"):
+            if getattr(self, name) == math.inf:
+                raise ValueError(f"{name} = inf should be finite")
 
 
 @dataclass(frozen=True)
@@ -218,7 +222,7 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
 
 def _at_least(least: int, **numbers: float | int) -> None:
     for name, number in numbers.items():
-        if number < least:
+        if not number >= least:  # nor is NaN
             raise ValueError(f"{name} = {number} should be {least} or more")
 
 

@@ -173,7 +173,7 @@ class _Pruning(_Sparse):
         super().__post_init__()
         _check_order(prune_start=self.prune_start, prune_end=self.prune_end)
         _check_positive(prune_every=self.prune_every)
-        if self.tolerance < 0:
+        if not self.tolerance >= 0:  # nor is NaN
             raise ValueError(f"tolerance = {self.tolerance} should be 0 or more")
 
     def _pruning(self, now: Progress, peak: float, *, again: bool = False) -> Update | None:

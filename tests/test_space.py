@@ -292,6 +292,26 @@ def test_epochs_can_be_overridden_also_in_baselines(tmp_path: Path) -> None:
             "mine.toml:9: [schedule] final_density: log = true needs low above 0, and no step",
         ),
         (
+            "epochs = 3",
+            "epochs = 3\nclip = { low = 1.0, high = inf }",
+            "mine.toml:16: [training] clip: high = inf should be finite",
+        ),
+        (
+            "epochs = 3",
+            "epochs = 3\nclip = { low = nan, high = 5.0 }",
+            "mine.toml:16: [training] clip: low = nan should be finite",
+        ),
+        (
+            "epochs = 3",
+            "epochs = 3\nclip = { low = 1.0, high = 5.0, step = nan }",
+            "mine.toml:16: [training] clip: step = nan should be a number above 0",
+        ),
+        (
+            "epochs = 3",
+            "epochs = 3\nclip = nan",
+            "mine.toml:16: [training] clip = nan should be above 0",
+        ),
+        (
             "[0, 1]",
             "[]",
             "mine.toml:4: [architecture] gate_depth: choices should be a list of values",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -207,6 +208,8 @@ def _range(raw: dict[str, Any], integer: bool, natural: Any) -> Range:
             raise ValueError(f"a range needs low and high; {key} is missing")
         if type(raw[key]) not in ((int,) if integer else (int, float)):
             raise ValueError(f"{key} = {raw[key]!r} should be {_number(integer)}")
+        if not abs(raw[key]) < math.inf:  # nor is NaN
+            raise ValueError(f"{key} = {raw[key]!r} should be finite")
     low, high, step, log = raw["low"], raw["high"], raw.get("step"), raw.get("log", False)
     if low > high:
         raise ValueError(f"low = {low} is above high = {high}")
@@ -228,7 +231,7 @@ def _range(raw: dict[str, Any], integer: bool, natural: Any) -> Range:
 def _check_step(step: Any, width: float | int, integer: bool) -> None:
     if step is None:
         return
-    if type(step) not in ((int,) if integer else (int, float)) or step <= 0:
+    if type(step) not in ((int,) if integer else (int, float)) or not 0 < step < math.inf:
         raise ValueError(f"step = {step!r} should be {_number(integer)} above 0")
     if not _on_grid(width, step):
         raise ValueError(f"step = {step} does not lead from low to high")
