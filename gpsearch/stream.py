@@ -46,9 +46,23 @@ class Stream:
             h, c = (some.new_zeros(shape) for _ in range(2))
             for to, given in zip((h, c), _pair(layer, shape, state), strict=False):
                 to.copy_(given)
-            decoder = layer.decoder(batch, some.new_empty(0))
         self._h, self._c = h, c
-        self._running = None if decoder is None else Running(decoder, h, c)
+        self._running = self._in_c()
+
+    def _in_c(self) -> Running | None:
+        """Return what goes on from h and c in C, where the layer runs there."""
+        with torch.inference_mode(False), torch.no_grad():
+            decoder = self._layer.decoder(self._batch, self._h.new_empty(0))
+        return None if decoder is None else Running(decoder, self._h, self._c)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what points into memory: a copy makes its own, of the layer as it is then."""
+        return {name: value for name, value in self.__dict__.items() if name != "_running"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Go on from the same h and c."""
+        self.__dict__.update(state)
+        self._running = self._in_c()
 
     @property
     def state(self) -> State:

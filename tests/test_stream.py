@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -53,6 +55,19 @@ def test_a_cell_goes_on_from_a_state(way):
         wanted = cell(x, state)
     torch.testing.assert_close(h, wanted[0])
     torch.testing.assert_close(stream.state, wanted)
+
+
+@ways
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_goes_on_from_the_same_state(way, copied):
+    stream, x = Stream(made(HLSTM(3, 4, 2, gate_hidden=(5,)), way)), torch.randn(3, 1, 3)
+    stream(x[0])
+
+    other = copied(stream)
+
+    steps = [other(one) for one in x[1:]]
+    assert all(step.equal(stream(one)) for step, one in zip(steps, x[1:], strict=True))
+    assert (other._running is not None) == (way == "C")
 
 
 @ways
