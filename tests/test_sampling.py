@@ -56,6 +56,14 @@ def test_no_candidate_is_proposed_twice():
     assert len(set(candidates)) == len(candidates)
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_every_schedule_has_its_turn(sampler):
+    proposals, _ = walk(3 + 6, sampler=sampler)
+
+    names = [proposal.candidate.schedule.name for proposal in proposals[3:]]
+    assert names == ["gp", "gmp", "dense"] * 2
+
+
 def test_nsga2_goes_where_the_better_ones_are():
     def rates(best):
         finished: list[Any] = []
