@@ -33,12 +33,13 @@ _UNKNOWN = {
     for name in (
         "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell",
         "_native_multi_head_attention", "_transformer_encoder_layer_fwd",
-        "bilinear", "inner", "vdot", "linalg_vecdot", "tensordot", "addbmm", "chain_matmul",
-        "linalg_multi_dot", "linalg_matrix_power", "linalg_matrix_exp", "cdist", "conv_tbc",
+        "bilinear", "inner", "linalg_vecdot", "tensordot", "addbmm", "chain_matmul",
+        "linalg_multi_dot", "linalg_matrix_power", "cdist", "conv_tbc",
         "_sparse_mm", "_sparse_addmm", "_addmm_activation", "mkldnn_linear",
     )
 }  # fmt: skip
-"""Matrix products that no handle knows: an error, where fvcore would score them as 0."""
+"""Matrix products that no handle knows: an error, where fvcore would score them as 0. Those by which
+torch's parametrizations compute weights, vdot and matrix_exp, are left at that."""
 
 Handle = Callable[[list[Any], list[Any]], int]
 """From a traced operator's inputs and outputs to its multiply-adds."""

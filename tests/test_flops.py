@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -33,6 +34,12 @@ def test_an_lstm_counts_as_by_hand_and_not_as_0() -> None:
         "weight_bytes": 4 * 99_328,
     }
     assert lstm_flops(64, 128, steps=20 * 4) == 15_728_640
+
+
+def test_what_computes_weights_counts_as_nothing() -> None:
+    for parametrized in (parametrizations.spectral_norm, parametrizations.orthogonal):
+        found = values(nn.Sequential(parametrized(nn.Linear(4, 4))), torch.zeros(2, 4))
+        assert found["flops_dense"] >= 2 * 2 * 4 * 4
 
 
 def test_an_input_is_known_by_its_name() -> None:
@@ -288,11 +295,9 @@ class Unhandled(nn.Module):
         ("linalg_multi_dot", lambda a, b: torch.linalg.multi_dot([a, b])),
         ("tensordot", lambda a, b: torch.tensordot(a, b, 1)),
         ("inner", torch.inner),
-        ("vdot", lambda a, b: torch.vdot(a[0], b[0])),
         ("linalg_vecdot", torch.linalg.vecdot),
         ("addbmm", lambda a, b: torch.addbmm(a, a[None], b[None])),
         ("linalg_matrix_power", lambda a, b: torch.linalg.matrix_power(a, 3)),
-        ("linalg_matrix_exp", lambda a, b: torch.linalg.matrix_exp(a)),
         ("cdist", torch.cdist),
     ],
 )
