@@ -28,7 +28,7 @@ generation is random."""
 
 
 class SpaceExhausted(Exception):
-    """Every candidate the sampler comes up with has been tried."""
+    """Every candidate that the sampler, or chance, comes up with has been tried."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,8 @@ def _draw(
     seed: tuple[int, int, int],
     fixed: dict[str, Any] | None,
 ) -> optuna.trial.FrozenTrial:
-    """Ask a sampler once, in a study in memory that nobody keeps."""
-    import optuna
-
-    study = optuna.create_study(directions=["minimize"] * goals, sampler=_sampler(sampler, seed))
+    """Ask a sampler once."""
+    study = _study(goals, _sampler(sampler, seed))
     study.add_trials(finished)
     if fixed is not None:
         study.enqueue_trial(fixed)
@@ -119,15 +117,21 @@ def _any_other(
     tried: set[tuple[tuple[str, Any], ...]], space: Space, seed: tuple[int, int, int]
 ) -> Proposal:
     """Return a random candidate that has not been tried."""
-    import optuna
-
-    study = optuna.create_study(sampler=_sampler("random", seed))
+    study = _study(1, _sampler("random", seed))
     for _ in range(RANDOM_ATTEMPTS):
         trial = study.ask()
         candidate = space.suggest(trial)
         if _key(trial.params) not in tried:
             return Proposal(candidate, trial.params, trial.distributions, {})
     raise SpaceExhausted
+
+
+def _study(goals: int, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+    """Return a study in memory that nobody keeps, and of which Optuna says nothing."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(directions=["minimize"] * goals, sampler=sampler)
 
 
 def _sampler(name: str, entropy: tuple[int, int, int]) -> optuna.samplers.BaseSampler:

@@ -50,6 +50,13 @@ def test_a_proposal_depends_on_the_finished_trials_and_the_seed_alone(sampler):
     assert ask(finished[:9], seed=1, sampler=sampler).candidate != proposals[9].candidate
 
 
+def test_optuna_says_nothing_of_it(capfd):
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    ask([])
+
+    assert capfd.readouterr().err == ""
+
+
 def test_no_candidate_is_proposed_twice():
     candidates = [proposal.candidate for proposal in walk(25)[0]]
 
