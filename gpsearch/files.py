@@ -74,6 +74,16 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def refuse_training(folder: Path) -> None:
+    """Refuse a folder in which `gpsearch train` works or has worked.
+
+    Raises:
+        UserError: It is one.
+    """
+    if any((folder / name).exists() for name in ("checkpoint.pt", "model.pt")):
+        raise UserError(f"{folder}: holds a single training; choose another --out")
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 

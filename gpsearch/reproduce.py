@@ -22,7 +22,14 @@ from gpsearch.candidate import Candidate, record
 from gpsearch.compact import compact
 from gpsearch.deploy import columns, load_model, read_costs, save_model
 from gpsearch.errors import UserError
-from gpsearch.files import locked, make_folder, read_json, read_toml, write_text
+from gpsearch.files import (
+    locked,
+    make_folder,
+    read_json,
+    read_toml,
+    refuse_training,
+    write_text,
+)
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.profiling import Host
 from gpsearch.space import Space
@@ -103,9 +110,10 @@ class Reproduction:
         """Begin in a new folder, or go on in one that was begun with the same words.
 
         Raises:
-            UserError: The folder holds a study or another comparison or cannot be written, or the
-                space names no rows.
+            UserError: The folder holds a study, a training or another comparison or cannot be
+                written, or the space names no rows.
         """
+        refuse_training(folder)
         if any((folder / name).exists() for name in ("trials", "study.db")):
             raise UserError(f"{folder}: holds a study; choose another --out")
         space = Space.read(comparison.space)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpsearch.candidate import Candidate
 from gpsearch.errors import UserError
-from gpsearch.files import locked, make_folder, read_json, write_text
+from gpsearch.files import locked, make_folder, read_json, refuse_training, write_text
 from gpsearch.objectives import Constraint, Objective
 from gpsearch.profiling import DeviceFacts
 from gpsearch.sampling import Proposal
@@ -58,9 +58,10 @@ class Study:
         """Start a study in a new folder.
 
         Raises:
-            UserError: The folder holds a study or a reproduction, another process works there, or
-                it cannot be written.
+            UserError: The folder holds a study, a reproduction or a training, another process works
+                there, or it cannot be written.
         """
+        refuse_training(folder)
         if any((folder / name).exists() for name in ("rows", "rows.csv")):
             raise UserError(
                 f"{folder}: holds what `gpsearch reproduce` trained; choose another --out"

@@ -117,6 +117,15 @@ def test_a_reproduction_s_folder_stays_as_it_is(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml", "rows"]
 
 
+@pytest.mark.parametrize("left", ["checkpoint.pt", "model.pt"])
+def test_a_training_s_folder_is_no_place_for_a_study(tmp_path, left):
+    (tmp_path / left).touch()
+    with pytest.raises(UserError, match="holds a single training; choose another --out"):
+        a_study(tmp_path)
+
+    assert [path.name for path in tmp_path.iterdir()] == [left]
+
+
 def test_a_start_that_failed_before_its_first_trial_can_be_made_again(tmp_path):
     a_study(tmp_path / "s", device="nowhere")
 
