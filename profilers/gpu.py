@@ -232,7 +232,8 @@ class Nvml:
     def _others(self, ours: bool) -> list[str]:
         pids = {one.pid for one in self._ask("nvmlDeviceGetComputeRunningProcesses", [])}
         strangers = pids - {os.getpid()} - waiting()
-        # In a container processes may be listed under other numbers, or none is listed.
+        # In a container processes may be listed under other numbers, or none is listed. There a
+        # stranger passes for the process that waits, where that one holds nothing of the board.
         others = len(pids) - ours - len(waiting()) if strangers == pids else len(strangers)
         if others <= 0:
             return []

@@ -241,7 +241,6 @@ ASKED = [
 WITHOUT_TORCH = """
 import sys
 from functools import partial
-from gpsearch.candidate import Candidate
 from gpsearch.cli import app, main
 
 for words in {asked}:
