@@ -38,8 +38,8 @@ _UNKNOWN = {
         "_sparse_mm", "_sparse_addmm", "_addmm_activation", "mkldnn_linear",
     )
 }  # fmt: skip
-"""Matrix products that no handle knows: an error, where fvcore would score them as 0. Those by which
-torch's parametrizations compute weights, vdot and matrix_exp, are left at that."""
+"""Matrix products that no handle knows: an error, where fvcore would score them as 0. It may do so
+with those by which torch's parametrizations compute weights: vdot and matrix_exp."""
 
 Handle = Callable[[list[Any], list[Any]], int]
 """From a traced operator's inputs and outputs to its multiply-adds."""
