@@ -7,9 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, Literal
 
 from gpsearch.errors import UserError
+
+Kind = Literal["study", "reproduction", "training"]
+_KINDS: dict[Kind, tuple[str, ...]] = {
+    "study": ("trials", "study.db"),
+    "reproduction": ("rows", "rows.csv"),
+    "training": ("checkpoint.pt", "model.pt"),
+}
+"""What a folder of each kind is known by."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -55,6 +63,17 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
 
 
+def refuse_others(folder: Path, own: Kind) -> None:
+    """Refuse a folder in which work of another kind was begun: its files would be overwritten.
+
+    Raises:
+        UserError: It is one.
+    """
+    for kind, names in _KINDS.items():
+        if kind != own and any((folder / name).exists() for name in names):
+            raise UserError(f"{folder}: holds a {kind}; choose another --out")
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder; the lock ends with this process, however it does.
@@ -72,16 +91,6 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{folder}: another gpsearch works there; wait for it or stop it"
             ) from None
         yield
-
-
-def refuse_training(folder: Path) -> None:
-    """Refuse a folder in which `gpsearch train` works or has worked.
-
-    Raises:
-        UserError: It is one.
-    """
-    if any((folder / name).exists() for name in ("checkpoint.pt", "model.pt")):
-        raise UserError(f"{folder}: holds a single training; choose another --out")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -22,14 +22,7 @@ from gpsearch.candidate import Candidate, record
 from gpsearch.compact import compact
 from gpsearch.deploy import columns, load_model, read_costs, save_model
 from gpsearch.errors import UserError
-from gpsearch.files import (
-    locked,
-    make_folder,
-    read_json,
-    read_toml,
-    refuse_training,
-    write_text,
-)
+from gpsearch.files import locked, make_folder, read_json, read_toml, refuse_others, write_text
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.profiling import Host
 from gpsearch.space import Space
@@ -113,9 +106,7 @@ class Reproduction:
             UserError: The folder holds a study, a training or another comparison or cannot be
                 written, or the space names no rows.
         """
-        refuse_training(folder)
-        if any((folder / name).exists() for name in ("trials", "study.db")):
-            raise UserError(f"{folder}: holds a study; choose another --out")
+        refuse_others(folder, "reproduction")
         space = Space.read(comparison.space)
         space.row_candidates()
         make_folder(folder)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpsearch.candidate import Candidate
 from gpsearch.errors import UserError
-from gpsearch.files import locked, make_folder, read_json, refuse_training, write_text
+from gpsearch.files import locked, make_folder, read_json, refuse_others, write_text
 from gpsearch.objectives import Constraint, Objective
 from gpsearch.profiling import DeviceFacts
 from gpsearch.sampling import Proposal
@@ -61,11 +61,7 @@ class Study:
             UserError: The folder holds a study, a reproduction or a training, another process works
                 there, or it cannot be written.
         """
-        refuse_training(folder)
-        if any((folder / name).exists() for name in ("rows", "rows.csv")):
-            raise UserError(
-                f"{folder}: holds what `gpsearch reproduce` trained; choose another --out"
-            )
+        refuse_others(folder, "study")
         if any((folder / name).exists() for name in ("trials/0", "study.db")):
             raise UserError(
                 f"{folder}: holds a study already; continue it with `gpsearch resume {folder}`, "

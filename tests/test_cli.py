@@ -126,7 +126,7 @@ def test_a_training_keeps_out_of_a_study_s_folder(folder):
     code, _, err = call("train", CANDIDATE, *TOY, "--out", folder)
 
     assert code == 2
-    assert "toy: holds a study or a reproduction; choose another --out" in err
+    assert "toy: holds a study; choose another --out" in err
     assert not (folder / "history.csv").exists()
 
 

@@ -110,7 +110,7 @@ def test_a_folder_with_a_study_is_not_started_again(tmp_path):
 def test_a_reproduction_s_folder_stays_as_it_is(tmp_path):
     (tmp_path / "rows").mkdir()
     (tmp_path / "config.toml").write_text("of the reproduction")
-    with pytest.raises(UserError, match="holds what `gpsearch reproduce` trained; choose another"):
+    with pytest.raises(UserError, match="holds a reproduction; choose another --out"):
         a_study(tmp_path)
 
     assert (tmp_path / "config.toml").read_text() == "of the reproduction"
@@ -120,7 +120,7 @@ def test_a_reproduction_s_folder_stays_as_it_is(tmp_path):
 @pytest.mark.parametrize("left", ["checkpoint.pt", "model.pt"])
 def test_a_training_s_folder_is_no_place_for_a_study(tmp_path, left):
     (tmp_path / left).touch()
-    with pytest.raises(UserError, match="holds a single training; choose another --out"):
+    with pytest.raises(UserError, match="holds a training; choose another --out"):
         a_study(tmp_path)
 
     assert [path.name for path in tmp_path.iterdir()] == [left]

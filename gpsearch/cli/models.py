@@ -11,7 +11,7 @@ import typer
 
 from gpsearch.cli.app import RESULTS, Data, Device, app, resumable
 from gpsearch.errors import UserError
-from gpsearch.files import locked, make_folder
+from gpsearch.files import locked, make_folder, refuse_others
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,8 +40,7 @@ def train(
     folder = out or RESULTS / candidate.stem
     if (folder / "model.pt").exists():
         raise UserError(f"{folder}: holds a trained model already; choose another --out")
-    if (folder / "config.toml").exists():
-        raise UserError(f"{folder}: holds a study or a reproduction; choose another --out")
+    refuse_others(folder, "training")
 
     import torch
 
