@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import math
 import os
 import random
 import shutil
@@ -30,6 +31,7 @@ from gpsearch.kernels import native
 from gpsearch.kernels.decode import _CODES, FORMATS, MOST_SEQUENCES, Decoder, Packed
 from gpsearch.kernels.native import Native
 from gpsearch.quantize import rounded
+from tests.memory import before_a_wall
 
 several = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 KERNELS = [one for name in native.available() if (one := native.native(name))]
@@ -188,7 +190,7 @@ def test_no_other_pair_of_layout_and_type_can_be_packed(kernels):
     codes = set(_CODES.values())
     layouts = 1 + max(layout for layout, _ in codes)
     for layout, type in itertools.product(range(layouts), range(3)):
-        size = kernels.pack_matrix(layout, type, weight.data_ptr(), 20, 20, None)
+        size = kernels.pack_matrix(layout, type, weight.data_ptr(), 20, 20, kernels.tiles, None)
         assert (size > 0) == ((layout, type) in codes)
 
 
@@ -291,6 +293,58 @@ def test_two_thousand_steps_stay_equal(kernels, format):
 
     with torch.no_grad():
         assert_near(decoder(kernels, module, format).run(x, None), module(x))
+
+
+@each_kernels
+@pytest.mark.parametrize("inputs", [6, 70, 300])
+def test_steps_may_be_small_or_large_or_no_number(kernels, inputs):
+    """Weights of 8 bits take an entry in three digits or four, or as the float it is."""
+    module = masked(HLSTM(inputs, 40, gate_hidden=(20,), gate_direct=True), 0.7)
+    run = decoder(kernels, module, "dense-int8").run
+    x = torch.randn(70, 1, inputs) / inputs**0.5
+    x[[3, 20, 40]] *= 30
+    x[5] = 0
+    for odd in (None, 1e4, float("inf"), float("nan")):
+        if odd is not None:
+            x[50, 0, 2] = odd
+        with torch.no_grad():
+            assert_near(run(x, None), module(x))
+
+
+@each_kernels
+@pytest.mark.parametrize("widths", [(), (13,)])
+@pytest.mark.parametrize("format", ["dense", "dense-bfloat16", "dense-int8"])
+def test_an_infinite_input_spoils_no_later_step(kernels, format, widths):
+    """It makes NaN of what pads the state, 29 units, to whole vectors; nothing is to read that."""
+    module = HLSTM(12, 29, gate_hidden=widths, activation="tanh").eval()
+    for parameter in module.parameters():
+        parameter.data[..., 3] = 1  # no zero reads it
+    x = torch.randn(9, 1, 12)
+    x[0, 0, 3] = math.inf
+    run = decoder(kernels, module, format).run
+
+    with torch.no_grad():
+        wanted = module(x)
+        assert wanted[0].isfinite().all()
+        assert_near(run(x, None), wanted)
+
+
+@each_kernels
+@pytest.mark.parametrize("format", ["dense", "dense-bfloat16", "dense-int8"])
+@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (520, 8), (33, 130), (65, 130), (96, 300)])
+def test_products_read_nothing_beyond_a_matrix(kernels, format, rows, columns):
+    """Tiles are loaded by instructions that AddressSanitizer does not see."""
+    weight = fitting(torch.randn(rows, columns), format).contiguous()
+    args = *_CODES[format], weight.data_ptr(), rows, columns, kernels.tiles
+    size = kernels.pack_matrix(*args, None)
+    padded = 4 * (-(-columns // 16) * 16 + 16)
+    packed, x, y = before_a_wall(size), before_a_wall(padded).view(torch.float32), torch.zeros(640)
+    assert kernels.pack_matrix(*args, packed.data_ptr()) == size
+    x[:columns] = torch.randn(columns)
+
+    kernels.multiply_matrix(packed.data_ptr(), x.data_ptr(), y.data_ptr())
+
+    assert_near(y[:rows], weight @ x[:columns])
 
 
 @each_kernels
@@ -489,14 +543,15 @@ import pytest
 tests = "multiplies_as or multiply_as or put_together or disturbs or layers_equal or cells_equal"
 tests += " or sparse_equals or recurrence_at_working"
 options = "-q -s -n 0 -o addopts=--import-mode=importlib -p no:cacheprovider -W ignore".split()
-sys.exit(pytest.main([*options, *sys.argv[3:], "-k", f"({tests}) and {sys.argv[2]}"]))
+chosen = f"({tests}) and {sys.argv[2]} or tiles and not settings"
+sys.exit(pytest.main([*options, *sys.argv[3:], "-k", chosen]))
 """
 
 
 def sanitized(folder: Path) -> tuple[Path, str]:
     """Build the kernels with checks of every access; return them and what has to be preloaded."""
     sources = Path(native.__file__).with_name("csrc")
-    files = [str(sources / f"{name}.c") for name in ("module", native.available()[-1])]
+    files = [str(sources / f"{name}.c") for name in ("module", KERNELS[-1].source)]
     flags = ["-std=gnu11", "-O0", "-g", "-shared", "-fPIC", "-fsanitize=address,undefined"]
     include = sysconfig.get_paths()["include"]
     library = folder / "sanitized.so"
@@ -509,7 +564,7 @@ def sanitized(folder: Path) -> tuple[Path, str]:
 
 
 @pytest.mark.skipif(not shutil.which("clang"), reason="needs clang")
-@pytest.mark.parametrize("name", native.INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", ["portable", "avx2", "avx512"])
 def test_clang_compiles_the_kernels_too(name, tmp_path):
     source = Path(native.__file__).with_name("csrc") / f"{name}.c"
     command = ["clang", "-std=gnu11", "-O1", "-c", str(source), "-o", str(tmp_path / "kernels.o")]
@@ -520,10 +575,13 @@ def test_clang_compiles_the_kernels_too(name, tmp_path):
 @pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc, to build with AddressSanitizer")
 def test_the_kernels_stay_within_their_arrays(tmp_path):
     library, preload = sanitized(tmp_path)
-    files = __file__, str(Path(__file__).with_name("test_kernels.py"))
+    files = [
+        __file__,
+        *(str(Path(__file__).with_name(f"test_{n}.py")) for n in ("kernels", "tiles")),
+    ]
 
     done = subprocess.run(
-        [sys.executable, "-c", UNDER_SANITIZER, str(library), native.available()[-1], *files],
+        [sys.executable, "-c", UNDER_SANITIZER, str(library), KERNELS[-1].instruction_set, *files],
         capture_output=True,
         text=True,
         env={**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"},

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch import Tensor
 from gpsearch.kernels.compiled import compiled
 from gpsearch.kernels.dormant import clear_dormant, prepared
 from gpsearch.kernels.fused import fused
-from gpsearch.kernels.gates import Dense, Gates, flattened
+from gpsearch.kernels.gates import Gates, flattened
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.kernels.native import Native, available, native
 from gpsearch.kernels.pattern import Pattern, Patterns
@@ -26,8 +25,7 @@ from gpsearch.kernels.products import linear, mkl_is_fast, room_like, torch_is_f
 from gpsearch.kernels.recurrence import ACTIVATIONS, plain, recurrence
 from gpsearch.kernels.sequence import Padded
 from gpsearch.kernels.sparse import kernels_for_sparse, sparse
-
-Layer = tuple[list[Tensor], Tensor, Tensor, list[Gates]]
+from tests.recurrent import Layer, assert_same, layer, leaves, results
 
 KERNELS = {name: cast(Native, native(name)) for name in available()}
 
@@ -56,65 +54,6 @@ RUNS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 """The implementations that have to equal `plain`."""
 each_run = pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 each_kernels = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
-
-
-def layer(
-    dirs: int = 2,
-    steps: int = 4,
-    batch: int = 3,
-    inputs: int = 3,
-    hidden: int = 2,
-    widths: tuple[int, ...] = (3,),
-    activation: str = "relu",
-    direct: bool = True,
-    bias: bool = True,
-    dropout: bool = False,
-    dtype: torch.dtype = torch.float64,
-) -> Layer:
-    """Inputs, states and weights of one layer, drawn at random; all of them want gradients."""
-
-    def draw(*shape: int) -> Tensor:
-        # Wider draws saturate gates three layers deep: single precision then has no 5 digits left.
-        return (torch.randn(shape, dtype=dtype) / 2).requires_grad_()
-
-    def gates() -> Gates:
-        rows = 4 * widths[0] + 4 * hidden * direct
-        outs = (*widths[1:], hidden)
-        last = len(widths) - 1
-        dense = [
-            Dense(draw(4, out, m), draw(4, out) if bias and not (direct and j == last) else None)
-            for j, (m, out) in enumerate(zip(widths, outs, strict=True))
-        ]
-        masks = [F.dropout(torch.ones(4, batch, m, dtype=dtype), 0.5) for m in widths * dropout]
-        first = draw(rows, inputs), draw(rows, hidden), draw(rows) if bias else None
-        return Gates(*first, tuple(dense), (), tuple(masks), activation)
-
-    xs = [draw(steps, batch, inputs) for _ in range(dirs)]
-    states = draw(dirs, batch, hidden), draw(dirs, batch, hidden)
-    return xs, *states, [gates() for _ in range(dirs)]
-
-
-def leaves(example: Layer) -> list[Tensor]:
-    xs, h0, c0, gates = example
-    return [*xs, h0, c0, *(w for w in flattened(gates) if w is not None)]
-
-
-def results(run: Any, example: Layer, *, use: str = "both") -> list[Tensor]:
-    """Both outputs, and the gradients of a loss that uses the outputs named."""
-    hs, cs = run(*example)
-    loss = torch.zeros((), dtype=hs.dtype)
-    if use != "c":
-        loss = loss + hs.sin().sum()
-    if use != "h":
-        loss = loss + cs[:, 1:].cos().sum()
-    grads = torch.autograd.grad(loss, leaves(example), allow_unused=True, materialize_grads=True)
-    return [hs, cs, *grads]
-
-
-def assert_same(left: list[Tensor], right: list[Tensor], tolerance: float) -> None:
-    for a, b in zip(left, right, strict=True):
-        assert a.shape == b.shape
-        assert (a - b).abs().max() <= tolerance * max(1.0, b.abs().max().item())
 
 
 sizes = st.integers(1, 5)
@@ -312,7 +251,8 @@ def test_threads_change_no_output_and_gradients_by_rounding(run: Any) -> None:
     together = results(run, example)
     torch.set_num_threads(1)
     alone = results(run, example)
-    assert all(torch.equal(a, b) for a, b in zip(alone[:2], together[:2], strict=True))
+    if run is not RUNS.get("amx"):  # tiles want more rows than some threads have
+        assert all(torch.equal(a, b) for a, b in zip(alone[:2], together[:2], strict=True))
     assert_same(alone, together, 1e-6)
 
 
@@ -516,7 +456,7 @@ def test_a_batch_that_leaves_most_lanes_idle_takes_narrower_vectors_or_none(
     for batch in (vector // 2 + 1, vector, vector + 1):  # of two vectors the second may idle
         assert kernels_for_sparse(kernels, batch, [many]) is kernels
     narrower = kernels_for_sparse(kernels, vector // 2, [few, few])
-    assert narrower is (native("avx2") if instruction_set == "avx512" else None)
+    assert narrower is (native("avx2") if vector == 16 else None)
     assert kernels_for_sparse(kernels, vector // 2, [few, many]) is None
     assert kernels_for_sparse(kernels, vector // 4, [few]) is None
     assert kernels_for_sparse(kernels, vector, [few, None]) is None

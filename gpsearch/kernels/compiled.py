@@ -1,7 +1,8 @@
 """The recurrence as one autograd node whose loops over time run in C.
 
 A thread takes some rows of the batch through all steps of one direction, forward or backward, and
-waits for nobody; how the rows are shared out changes no output, and gradients by rounding only.
+waits for nobody; how the rows are shared out changes results by rounding at the most, and outputs
+only where the processor has tiles, which want more rows than others.
 What does not depend on the step before is a few large products here: of the inputs before the loop,
 and for the gradients of weights and inputs after it.
 """
@@ -10,10 +11,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -24,8 +23,8 @@ from torch.autograd.function import once_differentiable
 from gpsearch.kernels.gates import Gates, flattened, restored
 from gpsearch.kernels.native import Native, counts, pointers
 from gpsearch.kernels.products import linear, room_like, torch_is_fast
-
-T = TypeVar("T")
+from gpsearch.kernels.threads import Slice, each_in_threads, slices
+from gpsearch.kernels.tiles import in_tiles, put_product, terms
 
 KINDS = ("relu", "leaky_relu", "tanh", "gelu")
 """Activations, in the order of the enumeration in training.h."""
@@ -64,8 +63,9 @@ class _Compiled(torch.autograd.Function):
         h, c = (h0.new_empty(dirs, steps + 1, *h0.shape[1:]) for _ in range(2))
         h[:, 0], c[:, 0] = h0, c0
         gates = restored(activation, masks, weights)
-        loops = [_Loop.begin(*one) for one in zip(gates, xs, h, c, strict=True)]
-        _in_threads(native.forward, [loop.forward(native) for loop in loops], batch)
+        loops = [_Loop.begin(native, *one) for one in zip(gates, xs, h, c, strict=True)]
+        parts = _parts(batch, dirs)
+        _in_threads(native.forward, [loop.forward(native, parts) for loop in loops], parts)
         ctx.fixed = native, activation, masks, len(weights)
         ctx.save_for_backward(*xs, *weights, h, c, *(one for loop in loops for one in loop.saved()))
         return h[:, 1:], c[:, 1:]
@@ -86,18 +86,21 @@ class _Compiled(torch.autograd.Function):
             for d, g in enumerate(gates)
         ]
         d_h, d_c = torch.zeros_like(h[:, 0]), torch.zeros_like(c[:, 0])
+        parts = _parts(h.shape[2], dirs)
         calls = [
-            loop.backward(native, _part(grad_h, d), _part(grad_c, d), d_h[d], d_c[d])
+            loop.backward(native, parts, _part(grad_h, d), _part(grad_c, d), d_h[d], d_c[d])
             for d, loop in enumerate(loops)
         ]
-        firsts = [first for first, _ in _in_threads(native.backward, calls, h.shape[2])]
+        _in_threads(native.backward, calls, parts)
+        firsts = [first for first, _ in parts]
         d_weights = [
             one
             for loop, x in zip(loops, xs, strict=True)
             for one in loop.d_weights(native, x, firsts)
         ]
         d_xs = [
-            loop.d_input() if ctx.needs_input_grad[5 + d] else None for d, loop in enumerate(loops)
+            loop.d_input(native) if ctx.needs_input_grad[5 + d] else None
+            for d, loop in enumerate(loops)
         ]
         return None, None, None, d_h, d_c, *d_xs, *d_weights
 
@@ -109,7 +112,8 @@ def _split(tensors: Sequence[Tensor | None], dirs: int, count: int) -> tuple[Any
 class _CDense(ctypes.Structure):
     _fields_ = [
         *counts("width", "out"),
-        *pointers("packed", "flipped", "bias", "mask", "pre", "post"),
+        *pointers("packed", "flipped", "tiles", "flipped_tiles"),
+        *pointers("bias", "mask", "pre", "post"),
         *counts("post_step"),
         *pointers("d_pre"),
         *counts("d_pre_step"),
@@ -119,8 +123,9 @@ class _CDense(ctypes.Structure):
 
 class _CRecurrence(ctypes.Structure):
     _fields_ = [
-        *counts("steps", "batch", "size", "activation", "depth", "rows", "first"),
-        *pointers("hh", "hh_flipped", "bias", "dense", "z", "gate", "h", "c", "tanh_c"),
+        *counts("steps", "batch", "size", "activation", "depth", "rows", "first", "terms"),
+        *pointers("hh", "hh_flipped", "hh_tiles", "hh_flipped_tiles"),
+        *pointers("bias", "dense", "z", "gate", "h", "c", "tanh_c"),
         *pointers("grad_h", "grad_c", "d_z", "d_gate"),
         *counts("d_z_step", "d_gate_step"),
         *pointers("d_h", "d_c", "d_bias"),
@@ -149,10 +154,10 @@ class _Loop:
         self.post = layers[further:] or in_place(self.pre, gates, dim=2)
 
     @classmethod
-    def begin(cls, gates: Gates, x: Tensor, h: Tensor, c: Tensor) -> _Loop:
+    def begin(cls, native: Native, gates: Gates, x: Tensor, h: Tensor, c: Tensor) -> _Loop:
         """Multiply the inputs of all steps, and make room for the rest."""
         steps, batch, size = h.shape[0] - 1, *h.shape[1:]
-        z = linear(x.flatten(0, 1), gates.ih).view(steps, batch, -1)
+        z = _product(native, x.flatten(0, 1), gates.ih).view(steps, batch, -1)
         widths = [4 * dense.weight.shape[2] for dense in gates.dense]
         shapes = [4 * size, size, *widths[1:]]
         if gates.activation not in SLOPE_BY_OUTPUT:
@@ -170,18 +175,22 @@ class _Loop:
         post = () if self.gates.activation in SLOPE_BY_OUTPUT else self.post
         return [self.z, self.gate, self.tanh_c, *self.pre[1:], *post]
 
-    def forward(self, native: Native) -> Call:
+    def forward(self, native: Native, parts: Sequence[Slice]) -> Call:
         """Return the call that fills everything from the inputs' products and the initial state."""
-        packed = [_packed(native, dense.weight, flip=False) for dense in self.gates.dense]
-        hh = _packed(native, self.gates.hh[None], flip=False)
-        fields = [{"packed": one.data_ptr()} for one in packed]
-        call = self._call(fields, hh=hh.data_ptr())
+        pack = partial(_packed, native, parts, len(self.z), terms(), flip=False)
+        packed = [pack(dense.weight) for dense in self.gates.dense]
+        hh = pack(self.gates.hh[None])
+        fields = [{"packed": one.floats.data_ptr(), "tiles": address(one.tiles)} for one in packed]
+        call = self._call(
+            fields, hh=hh.floats.data_ptr(), hh_tiles=address(hh.tiles), terms=hh.terms
+        )
         call.alive.extend([*packed, hh])
         return call
 
     def backward(
         self,
         native: Native,
+        parts: Sequence[Slice],
         grad_h: Tensor | None,
         grad_c: Tensor | None,
         d_h: Tensor,
@@ -189,8 +198,9 @@ class _Loop:
     ) -> Call:
         """Return the call that fills the gradients of all sums and of the initial state."""
         gates, first = self.gates, self.gates.first
-        flipped = [_packed(native, dense.weight, flip=True) for dense in gates.dense]
-        hh = _packed(native, gates.hh[None], flip=True)
+        pack = partial(_packed, native, parts, len(self.z), terms(), flip=True)
+        flipped = [pack(dense.weight) for dense in gates.dense]
+        hh = pack(gates.hh[None])
         self.d_pre = [room_like(pre) for pre in self.pre]
         self.d_gate = (
             self.d_pre[0][..., first:] if gates.direct else room_like(self.gate)
@@ -201,7 +211,8 @@ class _Loop:
         )
         fields = [
             {
-                "flipped": one.data_ptr(),
+                "flipped": one.floats.data_ptr(),
+                "flipped_tiles": address(one.tiles),
                 "d_pre": d_pre.data_ptr(),
                 "d_pre_step": d_pre.stride(1),
                 "d_bias": address(d_bias),
@@ -210,7 +221,9 @@ class _Loop:
         ]
         call = self._call(
             fields,
-            hh_flipped=hh.data_ptr(),
+            hh_flipped=hh.floats.data_ptr(),
+            hh_flipped_tiles=address(hh.tiles),
+            terms=hh.terms,
             grad_h=address(grad_h),
             grad_c=address(grad_c),
             d_z=self.d_pre[0].data_ptr(),
@@ -255,9 +268,10 @@ class _Loop:
         )
         return Call(record, [layers, masks, self])
 
-    def d_input(self) -> Tensor:
+    def d_input(self, native: Native) -> Tensor:
         """Return the gradient of the inputs."""
-        return linear(self.d_pre[0].flatten(0, 1), self.gates.ih.mT).view(*self.z.shape[:2], -1)
+        d_x = _product(native, self.d_pre[0].flatten(0, 1), self.gates.ih.mT)
+        return d_x.view(*self.z.shape[:2], -1)
 
     def d_weights(self, native: Native, x: Tensor, firsts: list[int]) -> list[Tensor | None]:
         """Return the gradients of ih, hh, bias, and the dense layers' weights and biases.
@@ -291,15 +305,39 @@ def in_place(pre: Sequence[Tensor], gates: Gates, dim: int) -> list[Tensor]:
     return [sums.narrow(dim, 0, width) for sums, width in zip(pre, widths, strict=False)]
 
 
-def _packed(native: Native, weights: Float[Tensor, "n out in"], *, flip: bool) -> Tensor:
-    """Pack matrices for products with them, or with their transposes."""
+class _Packed(NamedTuple):
+    floats: Tensor
+    tiles: Tensor | None
+    terms: int
+
+
+def _packed(
+    native: Native,
+    parts: Sequence[Slice],
+    times: int,
+    of_float: int,
+    weights: Float[Tensor, "n out in"],
+    *,
+    flip: bool,
+) -> _Packed:
+    """Pack matrices for so many products of parts of a batch with them or their transposes."""
     n, out, width = weights.shape
     columns, inner = (width, out) if flip else (out, width)
     steps = (1, width) if flip else (width, 1)
     packed = weights.new_empty(n, native.packed_size(columns, inner))
     for matrix, room in zip(weights, packed, strict=True):
         native.pack(matrix.data_ptr(), *steps, columns, inner, room.data_ptr())
-    return packed
+    rows = min(last - first for first, last in parts)
+    tiles = in_tiles(native, weights, rows, times, of_float, flip=flip)
+    return _Packed(packed, tiles, of_float)
+
+
+def _product(
+    native: Native, left: Float[Tensor, "rows inner"], right: Float[Tensor, "columns inner"]
+) -> Tensor:
+    """Return left @ right.T."""
+    out = left.new_empty(len(left), len(right))
+    return out if put_product(native, left, right.mT, out) else linear(left, right)
 
 
 def _put_sum_of_products(
@@ -309,6 +347,8 @@ def _put_sum_of_products(
     out: Float[Tensor, "rows columns"],
 ) -> None:
     """Fill ``out`` with left.T @ right: by torch, or in C by rows of it in each thread."""
+    if put_product(native, left.mT, right, out):
+        return
     if torch_is_fast():
         torch.mm(left.mT, right, out=out)
         return
@@ -336,31 +376,13 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _in_threads(
-    function: Callable[..., Any], calls: Sequence[Call], batch: int
-) -> list[tuple[int, int]]:
-    """Run the directions on as many threads as torch has; return the slices of the batch."""
-    wanted = -(-torch.get_num_threads() // len(calls))
-    parts = slices(batch, min(batch // _FEWEST_ROWS, wanted))
+def _parts(batch: int, dirs: int) -> list[Slice]:
+    """Share the batch out to as many threads as torch has, each direction apart."""
+    wanted = -(-torch.get_num_threads() // dirs)
+    return slices(batch, min(batch // _FEWEST_ROWS, wanted))
+
+
+def _in_threads(function: Callable[..., Any], calls: Sequence[Call], parts: list[Slice]) -> None:
     each_in_threads(
         function, [(ctypes.addressof(call.record), *rows) for rows in parts for call in calls]
     )
-    return parts
-
-
-def slices(count: int, parts: int) -> list[tuple[int, int]]:
-    """Split ``count`` things into equal parts, at least one: (first, behind the last) of each."""
-    edges = [count * i // max(1, parts) for i in range(max(1, parts) + 1)]
-    return list(pairwise(edges))
-
-
-def each_in_threads(function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
-    """Call ``function`` with each job's arguments, on as many threads as torch has."""
-    if torch.get_num_threads() == 1 or len(jobs) == 1:
-        return [function(*job) for job in jobs]
-    return list(_pool(torch.get_num_threads()).map(lambda job: function(*job), jobs))
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "gpsearch")

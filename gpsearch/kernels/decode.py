@@ -117,7 +117,7 @@ class Packed:
             raise ValueError(f"no {format} for a matrix of {list(weight.shape)}")
         self._memory = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
         self.pointer = -(-self._memory.data_ptr() // _ALIGNMENT) * _ALIGNMENT
-        where = weight.data_ptr(), *weight.shape, self.pointer
+        where = weight.data_ptr(), *weight.shape, kernels.tiles, self.pointer
         if kernels.pack_matrix(*_CODES[format], *where) < 0:
             raise MemoryError(f"no memory to pack a matrix of {list(weight.shape)}")
 
@@ -125,7 +125,8 @@ class Packed:
     def bytes_of(kernels: Native, weight: Float[Tensor, "rows in"], format: str) -> int:
         """Return the bytes that a packed matrix takes; -1 where the format cannot hold it."""
         weight = weight.contiguous()
-        return int(kernels.pack_matrix(*_CODES[format], weight.data_ptr(), *weight.shape, None))
+        where = weight.data_ptr(), *weight.shape, kernels.tiles, None
+        return int(kernels.pack_matrix(*_CODES[format], *where))
 
 
 class Decoder:

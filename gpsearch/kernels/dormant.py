@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-from gpsearch.kernels.compiled import each_in_threads, slices
 from gpsearch.kernels.native import native
+from gpsearch.kernels.threads import each_in_threads, slices
 
 
 def prepared(mask: Bool[Tensor, "*shape"], like: Tensor) -> Shaped[Tensor, "*shape"]:

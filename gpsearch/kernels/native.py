@@ -2,7 +2,7 @@
 
 They come once for every instruction set that they know; which one runs is decided here, by the
 processor. The environment variable GPSEARCH_KERNELS chooses another: "portable", "avx2", "avx512",
-or "off" for none.
+"amx" (that with products by tiles), or "off" for none.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from typing import Any
 
 from gpsearch.errors import UserError
 
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "amx")
 _CHOICE = "GPSEARCH_KERNELS"
 _ARGUMENTS = {
     "packed_size": "ii",
     "pack": "piiiip",
     "outer_room": "i",
     "outer": "pipiiiipip",
+    "tiles_room": "",
+    "multiply_tiles": "piipiiiiiipip",
+    "tiles_size": "iii",
+    "pack_tiles": "piiiiip",
     "forward": "pii",
     "backward": "pii",
     "lanes": "i",
@@ -30,7 +34,7 @@ _ARGUMENTS = {
     "forward_sparse": "p",
     "backward_sparse": "p",
     "clear_dormant": "ppi",
-    "pack_matrix": "iipiip",
+    "pack_matrix": "iipiiip",
     "multiply_matrix": "ppp",
     "knows_digits": "i",
     "decode_stride": "i",
@@ -44,6 +48,8 @@ _TYPES = {"i": ctypes.c_int64, "p": ctypes.c_void_p}
 class Native:
     """The kernels for one instruction set: its functions are attributes.
 
+    ``source`` names the file that they come from, and ``tiles`` says whether they have tiles.
+
     Args:
         library: The loaded library.
         instruction_set: One of `INSTRUCTION_SETS` that this processor has.
@@ -51,10 +57,12 @@ class Native:
 
     def __init__(self, library: ctypes.CDLL, instruction_set: str) -> None:
         self.instruction_set = instruction_set
+        self.tiles = instruction_set == "amx"
+        self.source = "avx512" if self.tiles else instruction_set
         self._library = library
 
     def __getattr__(self, name: str) -> Any:
-        function = getattr(self._library, f"{name}_{self.instruction_set}")
+        function = getattr(self._library, f"{name}_{self.source}")
         function.argtypes = [_TYPES[one] for one in _ARGUMENTS[name]]
         function.restype = ctypes.c_int64  # where there is a result at all
         setattr(self, name, function)
@@ -75,9 +83,17 @@ def library() -> ctypes.CDLL | None:
 
 
 def available() -> tuple[str, ...]:
-    """Return the instruction sets whose kernels run on this machine, the slowest first."""
+    """Return the instruction sets whose kernels run on this machine, the slowest first.
+
+    To know of "amx", the system is asked for it: a process that has it needs larger stacks for
+    signals.
+    """
     built = library()
-    return () if built is None else INSTRUCTION_SETS[: built.instruction_set() + 1]
+    return () if built is None else _vectors(built) + ("amx",) * built.knows_tiles()
+
+
+def _vectors(built: ctypes.CDLL) -> tuple[str, ...]:
+    return INSTRUCTION_SETS[: built.instruction_set() + 1]
 
 
 @cache
@@ -90,14 +106,16 @@ def native(instruction_set: str = "") -> Native | None:
     Raises:
         UserError: The instruction set is unknown, or not to be had on this machine.
     """
-    chosen, there = instruction_set or os.environ.get(_CHOICE, ""), available()
-    if chosen == "off" or (not chosen and not there):
+    chosen = instruction_set or os.environ.get(_CHOICE, "")
+    built = library()
+    if chosen == "off" or (built is None and not chosen):
         return None
-    if chosen and chosen not in there:
+    if built is not None and chosen in _vectors(built):
+        return Native(built, chosen)
+    there = available()
+    if built is None or (chosen and chosen not in there):
         have = ", ".join(there) or "none was built"
         raise UserError(f"{_CHOICE}={chosen!r}: no such kernels here (there are: {have}, or off)")
-    built = library()
-    assert built is not None
     return Native(built, chosen or there[-1])
 
 

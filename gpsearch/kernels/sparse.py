@@ -19,14 +19,13 @@ from gpsearch.kernels.compiled import (
     KINDS,
     SLOPE_BY_OUTPUT,
     address,
-    each_in_threads,
     in_place,
-    slices,
 )
 from gpsearch.kernels.gates import Gates, flattened, restored
 from gpsearch.kernels.native import Native, counts, pointers
 from gpsearch.kernels.native import native as find_native
 from gpsearch.kernels.pattern import CPattern, Patterns
+from gpsearch.kernels.threads import each_in_threads, slices
 
 PAYS_BELOW = 0.33
 """Density under which sparse products beat dense ones even for small layers and batches: 128 units,
@@ -55,7 +54,7 @@ def kernels_for_sparse(
         return None
     if 2 * batch > native.lanes(batch):
         return native
-    narrower = find_native("avx2") if native.instruction_set == "avx512" else None
+    narrower = find_native("avx2") if native.instruction_set in ("avx512", "amx") else None
     fits = narrower is not None and 2 * batch > narrower.lanes(batch)
     sparse_enough = max(one.density for one in given) < _PAYS_BELOW_IF_NARROW
     return narrower if fits and sparse_enough else None

@@ -5,7 +5,12 @@
    Within, the four gates' units (i, f, g, o) lie `stride` floats apart, from one gate to the next,
    and the floats in between are zero. */
 
-#define FEWEST 3 /* steps for which it pays to multiply all inputs at once */
+#define FEWEST 3           /* steps for which it pays to multiply all inputs at once, */
+#define FEWEST_FOR_TILES 8 /* and to multiply by tiles: weights come from the second cache then */
+
+#if defined(WITH_TILES)
+_Static_assert(LANES == BAND, "multiply_band_by_tiles takes as many steps as run_cell");
+#endif
 
 typedef struct {
     int64_t rows;           /* per gate; 0: there is no such map */
@@ -30,11 +35,13 @@ typedef struct {
 
 typedef struct {
     float *x;    /* [inputs, LANES], or one step's */
+    float *digits; /* bytes: [MOST_DIGITS, LANES, whole_tiles(inputs)] */
     float *sums; /* [rows, LANES]: of one gate */
     float *z;    /* [LANES, z_step(cell)]: what both fronts make */
     float *pre;  /* of the second hidden layer on, one after the other */
     float *gate; /* [4, stride(size)] */
     float *h, *c;
+    int again; /* whether many steps follow one another */
 } Room;
 
 INLINE int64_t stride(int64_t width) { return (width + 15) / 16 * 16 + PAD; }
@@ -45,16 +52,21 @@ INLINE int64_t front_size(const Front *f) { return f->rows ? 4 * stride(f->rows)
 
 INLINE int64_t z_step(const Cell *c) { return front_size(&c->front[0]) + front_size(&c->front[1]); }
 
+INLINE int in_digits(const Front *front) { return front->rows && front->along[0]->type == INT8; }
+
 /* Parts `floats` into what the cell needs for so many steps, and returns how many that is; NULL
    only counts. */
 static int64_t furnish(const Cell *cell, int64_t steps, float *floats, Room *room)
 {
     const int64_t at_once = steps < LANES ? steps : LANES;
+    room->again = steps >= FEWEST_FOR_TILES;
     const int64_t one = cell->front[0].rows, other = cell->front[1].rows;
     int64_t used = 0, pre = 0;
     for (int64_t j = 1; j < cell->depth; j++) pre += 4 * stride(cell->back[j].width);
 #define TAKE(name, count) room->name = floats ? floats + used : NULL, used += (count)
     TAKE(x, (steps < FEWEST ? 1 : LANES) * stride(cell->inputs));
+    const int bytes = steps >= FEWEST && (in_digits(&cell->front[0]) || in_digits(&cell->front[1]));
+    TAKE(digits, bytes ? MOST_DIGITS * LANES * whole_tiles(cell->inputs) / 4 : 0);
     TAKE(sums, steps < FEWEST ? 0 : (one > other ? one : other) * LANES);
     TAKE(z, at_once * z_step(cell));
     TAKE(pre, pre);
@@ -73,14 +85,30 @@ static void take_lanes(const Cell *cell, int64_t steps, const float *x, int64_t 
         clear(to + k * LANES + steps, LANES - steps);
 }
 
-/* Steps one by one, by weights of 8 bits: by digits that is as fast as anything. */
-static void multiply_one_by_one(const Cell *cell, const Front *front, int64_t steps, const float *x,
-                                int64_t x_step, float *z, float *padded)
+/* By weights of 8 bits: all steps at once in digits, or one by one where these do not suit. */
+static void multiply_in_digits(
+    const Cell *cell, const Front *front, int64_t steps, const float *x, int64_t x_step, float *z,
+    const Room *room)
 {
-    clear(padded, stride(cell->inputs));
-    for (int64_t t = 0; t < steps; t++, z += z_step(cell)) {
-        memcpy(padded, x + t * x_step, (size_t)cell->inputs * sizeof(float));
-        multiply_each(4, front->along, padded, 0, z, stride(front->rows));
+    InDigits digits[LANES];
+    const int64_t next = whole_tiles(cell->inputs);
+    const size_t size = (size_t)cell->inputs * sizeof(float);
+    int all = 1;
+    memset(room->x, 0, (size_t)stride(cell->inputs) * sizeof(float));
+    for (int64_t t = 0; t < steps && all; t++) {
+        memcpy(room->x, x + t * x_step, size);
+        digits[t] = (InDigits){.lowest = (int8_t *)room->digits + t * next, .step = LANES * next};
+        write_digits(room->x, cell->inputs, &digits[t]);
+        all = digits[t].count > 0;
+    }
+    for (int gate = 0; all && gate < 4; gate++)
+        multiply_all_digits(
+            front->along[gate], steps, digits, next, room->again && front->along[gate]->tiles,
+            z + gate * stride(front->rows), z_step(cell));
+    for (int64_t t = 0; !all && t < steps; t++) {
+        memcpy(room->x, x + t * x_step, size);
+        multiply_each(
+            4, front->along, room->x, 0, room->again, z + t * z_step(cell), stride(front->rows));
     }
 }
 
@@ -90,8 +118,8 @@ static void multiply_inputs(const Cell *cell, int64_t steps, const float *x, int
     int64_t column = 0, turned = 0;
     for (int f = 0; f < 2; column += front_size(&cell->front[f++])) {
         const Front *front = &cell->front[f];
-        if (front->rows && front->along[0]->type == INT8) {
-            multiply_one_by_one(cell, front, steps, x, x_step, room->z + column, room->x);
+        if (in_digits(front)) {
+            multiply_in_digits(cell, front, steps, x, x_step, room->z + column, room);
             continue;
         }
         for (int gate = 0; front->rows && gate < 4; gate++) {
@@ -128,8 +156,14 @@ static void begin(const Cell *cell, int64_t steps, const float *x, int64_t x_ste
         memcpy(room->x, x + t * x_step, (size_t)cell->inputs * sizeof(float));
         for (int f = 0; f < 2; z += front_size(&cell->front[f++]))
             if (cell->front[f].rows)
-                multiply_each(4, cell->front[f].input, room->x, 0, z, stride(cell->front[f].rows));
+                multiply_each(4, cell->front[f].input, room->x, 0, 0, z, stride(cell->front[f].rows));
     }
+}
+
+/* An infinite input makes NaN of the zeros beyond a matrix's last row, which the next one would read. */
+INLINE void clear_padding(int64_t width, float *z)
+{
+    memset(z + width, 0, (size_t)(stride(width) - width) * sizeof(float));
 }
 
 static void bend(int64_t activation, int64_t width, float *z)
@@ -138,6 +172,7 @@ static void bend(int64_t activation, int64_t width, float *z)
 #define CALL(kind) store(z + i, activated(kind, load(z + i)))
         EACH_KIND(activation, CALL)
 #undef CALL
+    for (int gate = 0; gate < 4; gate++) clear_padding(width, z + gate * stride(width));
 }
 
 static void next_state(const Cell *cell, const float *gate, Room *room)
@@ -151,6 +186,7 @@ static void next_state(const Cell *cell, const float *gate, Room *room)
         store(room->c + at, c);
         store(room->h + at, o * hyperbolic(c));
     }
+    clear_padding(cell->size, room->h);
 }
 
 static void step(const Cell *cell, float *z, Room *room)
@@ -158,7 +194,7 @@ static void step(const Cell *cell, float *z, Room *room)
     float *const direct = z + front_size(&cell->front[0]), *gate = direct;
     for (int f = 0; f < 2; f++)
         if (cell->front[f].rows)
-            multiply_each(4, cell->front[f].state, room->h, 0, f ? direct : z,
+            multiply_each(4, cell->front[f].state, room->h, 0, room->again, f ? direct : z,
                           stride(cell->front[f].rows));
     float *from = z, *next = room->pre;
     for (int64_t j = 0; j < cell->depth; j++) {
@@ -168,7 +204,7 @@ static void step(const Cell *cell, float *z, Room *room)
         float *to = onto_direct ? direct : last ? room->gate : next;
         bend(cell->activation, back->width, from);
         if (!onto_direct) memcpy(to, back->bias, (size_t)(4 * out) * sizeof(float));
-        multiply_each(4, back->map, from, stride(back->width), to, out);
+        multiply_each(4, back->map, from, stride(back->width), room->again, to, out);
         gate = from = to;
         next += 4 * out;
     }
@@ -240,9 +276,9 @@ int64_t NAME(decode)(
         room = needs > room ? needs : room;
     }
     const int64_t between = s->layers > 1 ? 2 * steps * width : 0;
-    float *const memory = malloc((size_t)(room + between) * sizeof(float) + 64);
+    void *const memory = malloc((size_t)(room + between) * sizeof(float) + LINE_BYTES);
     if (!memory) return -1;
-    float *const floats = (float *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
+    float *const floats = from_a_line(memory);
     for (int64_t row = 0; row < s->batch; row++, x += s->x_row, out += s->out_row) {
         const int64_t length = lengths ? lengths[row] : steps;
         run_sequence(s, row, length, x, out, floats + room, floats);

@@ -336,20 +336,23 @@ static void multiply_packed(const Matrix *m, const float *x, float *y)
 #undef TALL
 }
 
-/* The same for matrices of one format and type, as dense ones would have it
-   (but for infinities: see `unrest`); x_step is 0 where all
-   read the same, else they read one after the other. */
+/* The same for matrices of one size, format and type, as dense ones would have it (but for infinities:
+   see `unrest`); x_step is 0 where all read the same, else they read one after the other. Tiles are for
+   matrices that are used again before the second cache loses them. */
 static void multiply_each(
-    int64_t count, const Matrix *const *m, const float *x, int64_t x_step, float *y, int64_t y_step)
+    int64_t count, const Matrix *const *m, const float *x, int64_t x_step, int again, float *y,
+    int64_t y_step)
 {
+    const int tiles = again && m[0]->tiles;
     float nan = 0.0f;
-    InDigits digits;
-    digits.count = 0;
+    int8_t bytes[MOST_DIGITS * MOST_IN_DIGITS];
+    InDigits digits = {.count = 0, .lowest = bytes, .step = MOST_IN_DIGITS};
+    if (tiles) begin_tiles();
     for (int64_t i = 0; i < count; i++, x += x_step, y += y_step) {
         const int another = i == 0 || x_step;
         if (together(m[i]) == 4 && another) write_digits(x, m[i]->columns, &digits);
         if (digits.count) {
-            multiply_digits(m[i], &digits, y);
+            multiply_digits(m[i], &digits, tiles, y);
             continue;
         }
         multiply_packed(m[i], x, y);
@@ -358,11 +361,12 @@ static void multiply_each(
         if (nan != 0.0f)
             for (int64_t row = 0; row < m[i]->rows; row++) y[row] += nan;
     }
+    if (tiles) end_tiles();
 }
 
 void NAME(multiply_matrix)(const Matrix *m, const float *x, float *y)
 {
-    multiply_each(1, &m, x, 0, y, 0);
+    multiply_each(1, &m, x, 0, 1, y, 0);
 }
 
 /* Many vectors at once: lanes of time. */

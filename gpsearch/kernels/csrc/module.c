@@ -4,6 +4,30 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include "has_tiles.h"
+#endif
+
+/* Tells whether there are kernels for tiles, this processor has them, and the system lets us use them:
+   it keeps no room for their registers before it is asked to. */
+int knows_tiles(void)
+{
+#if defined(HAS_TILES)
+    enum { ASK = 0x1023, TILE_DATA = 18 };
+    enum { BFLOAT16 = 1 << 5, TILES_OF_IT = 1 << 22, TILES = 1 << 24, TILES_OF_BYTES = 1 << 25 };
+    unsigned a, b, c, d, more;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+    if (!(d & TILES) || !(d & TILES_OF_IT) || !(d & TILES_OF_BYTES)) return 0;
+    if (!__get_cpuid_count(7, 1, &more, &b, &c, &d) || !(more & BFLOAT16)) return 0;
+    return syscall(SYS_arch_prctl, ASK, TILE_DATA) == 0;
+#else
+    return 0;
+#endif
+}
+
 /* 0: portable, 1: AVX2, 2: AVX-512. The operating system's part (saving the registers) counts. */
 int instruction_set(void)
 {

@@ -31,6 +31,8 @@
 enum { DENSE, ROWS, SELL, WINDOWS, WINDOWS2, WINDOWS4, B16X1, B8X1, B4X4 };
 enum { FLOAT32, BFLOAT16, INT8 };
 
+enum { BYTES_ALONG = 64 }; /* columns of a tile of bytes */
+
 #define PAD 16
 #define MOST_COLUMNS 65535 /* a column is 16 bits wide */
 #define WINDOW (VW == 16 ? 32 : VW)      /* AVX-512 permutes two registers as fast as one, */
@@ -45,6 +47,7 @@ typedef struct {
     /* In bytes from the header on: of all steps, of all groups, and of all their rows; order is 0
        where these follow one another, scales where there are none. */
     int64_t values, places, starts, heads, order, scales;
+    int64_t tiles; /* 1: of DENSE in INT8, which is multiplied by tiles; see digits.h */
 } Matrix;
 
 /* The arrays of a packed matrix; of each group the steps, first to last - 1, and its first row. */
@@ -327,7 +330,10 @@ static int64_t place(Matrix *m, int64_t values, int64_t steps, int64_t lanes, in
     m->values = whole_lines(sizeof(Matrix));
     const int64_t lane_too = in_windows(m->format) && m->type == INT8;
     if (together(m) > 1) values = lanes * padded_columns(m);
-    m->scales = m->values + whole_lines(values * (bytes_of(m->type) + lane_too));
+    /* The last tile of the last panel may reach beyond it. */
+    const int64_t too_few = m->tiles ? padded_columns(m) % BYTES_ALONG : 0;
+    const int64_t beyond = too_few ? (BYTES_ALONG - too_few) * PANEL : 0;
+    m->scales = m->values + whole_lines(values * (bytes_of(m->type) + lane_too) + beyond);
     m->places = m->scales + (m->type == INT8 ? whole_lines(4 * lanes) : 0);
     m->starts = m->places + whole_lines(steps * shape.place_bytes);
     m->heads = m->starts + (m->groups ? whole_lines(4 * (m->groups + 1)) : 0);
@@ -401,12 +407,14 @@ static int64_t pack_source(Matrix *m, const Source *s, char *to)
 }
 
 /* Packs w [rows, columns] into `to`, and returns the bytes that it takes; without `to`, only that.
-   -1: the format cannot hold so many columns or non-zeros, or the type these values, or memory is
+   With `tiles`, what fills tiles well enough will be multiplied by them; it is for processors that have
+   them. -1: the format cannot hold so many columns or non-zeros, or the type these values, or memory is
    lacking. */
 int64_t NAME(pack_matrix)(
-    int64_t format, int64_t type, const float *w, int64_t rows, int64_t columns, void *to)
+    int64_t format, int64_t type, const float *w, int64_t rows, int64_t columns, int64_t tiles, void *to)
 {
     Matrix m = {.format = format, .type = type, .rows = rows, .columns = columns};
+    m.tiles = tiles && format == DENSE && type == INT8 && rows >= 2 * PANEL && columns >= BYTES_ALONG;
     Source s = {w, rows, columns, NULL};
     if (type == FLOAT32) return pack_source(&m, &s, to);
     float *const scales = malloc((size_t)(rows * (columns + 1)) * sizeof(float) + 1);

@@ -28,6 +28,14 @@ INLINE void store_some(float *to, vf x, int64_t count)
     memcpy(to, &x, (size_t)count * sizeof(float));
 }
 
+#define LINE_BYTES 64 /* of a line of the cache */
+
+/* The first line of some memory, or NULL of NULL. */
+INLINE void *from_a_line(void *memory)
+{
+    return (void *)(((uintptr_t)memory + LINE_BYTES - 1) & ~(uintptr_t)(LINE_BYTES - 1));
+}
+
 /* Of no numbers, `at` may be NULL, with which memset must not be called. */
 INLINE void clear(float *at, int64_t count)
 {

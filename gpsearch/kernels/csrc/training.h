@@ -4,9 +4,10 @@
    four gates (i, f, g, o) lie side by side in a row. Products that do not depend on the step
    before (of the inputs, and for the gradients of the weights) are the caller's.
 
-   Needs simd.h and product.h. */
+   Needs simd.h, product.h and tiles.h. */
 
 #include <math.h>
+#include <stdlib.h>
 
 enum { RELU, LEAKY_RELU, TANH, GELU };
 
@@ -15,6 +16,8 @@ typedef struct {
     int64_t out;          /* units of each gate that it writes */
     const float *packed;  /* the four gates' weights, for `forward`: out x width */
     const float *flipped; /* the same for `backward`: width x out */
+    const float *tiles;   /* both as `pack_tiles` has them, or NULL */
+    const float *flipped_tiles;
     const float *bias;    /* [4, out], or NULL */
     const float *mask;    /* [4, batch, width], scaled dropout of what it reads, or NULL */
     float *pre;           /* [T, B, 4 width (and more, see rows)], sums before the activation */
@@ -30,7 +33,9 @@ typedef struct {
     int64_t depth; /* hidden layers of a gate; 0 is the LSTM */
     int64_t rows;  /* of hh: the first hidden layer's, then those that lead to the gates directly */
     int64_t first; /* how many belong to the first hidden layer: 4 width, or 0 */
+    int64_t terms; /* of a float, in what is packed in tiles */
     const float *hh, *hh_flipped; /* packed: rows x size, and size x rows */
+    const float *hh_tiles, *hh_flipped_tiles; /* the same in tiles, or NULL */
     const float *bias;            /* [rows], or NULL */
     const Dense *dense;           /* [depth] */
     float *z;                     /* [T, B, rows]: products of the inputs, then all sums (or post) */
@@ -230,25 +235,34 @@ static void cell_backward(const Recurrence *r, int64_t t, int64_t row)
 /* Steps 0 to T - 1 of rows a to b - 1. */
 void NAME(forward)(const Recurrence *r, int64_t a, int64_t b)
 {
+    void *const memory = r->hh_tiles ? malloc((size_t)apply_room() + LINE_BYTES) : NULL;
+    void *const room = from_a_line(memory);
     const Product onto_z = {r->hh, r->bias, r->rows, r->size, 1};
     for (int64_t t = 0; t < r->steps; t++) {
         const int64_t at = t * r->batch + a;
-        multiply(&onto_z, b - a, r->h + at * r->size, r->size, r->z + at * r->rows, r->rows);
+        apply(
+            &onto_z, r->terms, r->hh_tiles, b - a, r->h + at * r->size, r->size, r->z + at * r->rows,
+            r->rows, room);
         for (int64_t layer = 0; layer < r->depth; layer++) {
             const Dense *d = &r->dense[layer];
             const int last = layer + 1 == r->depth;
             float *out = (last ? r->gate : r->dense[layer + 1].pre) + at * 4 * d->out;
             const int64_t packed = NAME(packed_size)(d->out, d->width);
+            const int64_t in_tiles = tiles_size(d->out, d->width, r->terms);
             activate_layer(r, layer, t, a, b);
             for (int64_t gate = 0; gate < 4; gate++) {
                 const float *bias = d->bias ? d->bias + gate * d->out : NULL;
                 const Product map = {d->packed + gate * packed, bias, d->out, d->width, 0};
                 const float *from = d->post + at * d->post_step + gate * d->width;
-                multiply(&map, b - a, from, d->post_step, out + gate * d->out, 4 * d->out);
+                const float *tiles = d->tiles ? d->tiles + gate * in_tiles : NULL;
+                apply(
+                    &map, r->terms, tiles, b - a, from, d->post_step, out + gate * d->out, 4 * d->out,
+                    room);
             }
         }
         for (int64_t row = a; row < b; row++) cell(r, t, row);
     }
+    free(memory);
 }
 
 /* sums[width] += the sum of all rows of `from`. */
@@ -267,6 +281,8 @@ static void sum_rows(const float *from, int64_t step, int64_t rows, int64_t widt
 /* Back from step T - 1 to 0; d_h and d_c begin as zeros and end as the initial state's gradients. */
 void NAME(backward)(const Recurrence *r, int64_t a, int64_t b)
 {
+    void *const memory = r->hh_flipped_tiles ? malloc((size_t)apply_room() + LINE_BYTES) : NULL;
+    void *const room = from_a_line(memory);
     const Product onto_h = {r->hh_flipped, NULL, r->size, r->rows, 0};
     if (r->d_bias) clear(r->d_bias + a * r->rows, r->rows);
     for (int64_t layer = 0; layer < r->depth; layer++) {
@@ -286,17 +302,24 @@ void NAME(backward)(const Recurrence *r, int64_t a, int64_t b)
             const int64_t from_step = last ? r->d_gate_step : d[1].d_pre_step;
             const float *from = (last ? r->d_gate : d[1].d_pre) + at * from_step;
             const int64_t packed = NAME(packed_size)(d->width, d->out);
+            const int64_t in_tiles = tiles_size(d->width, d->out, r->terms);
             if (d->d_bias)
                 sum_rows(from, from_step, b - a, 4 * d->out, d->d_bias + a * 4 * d->out);
             for (int64_t gate = 0; gate < 4; gate++) {
                 const Product map = {d->flipped + gate * packed, NULL, d->width, d->out, 0};
                 float *to = d->d_pre + at * d->d_pre_step + gate * d->width;
-                multiply(&map, b - a, from + gate * d->out, from_step, to, d->d_pre_step);
+                const float *tiles = d->flipped_tiles ? d->flipped_tiles + gate * in_tiles : NULL;
+                apply(
+                    &map, r->terms, tiles, b - a, from + gate * d->out, from_step, to, d->d_pre_step,
+                    room);
             }
             deactivate_layer(r, layer, t, a, b);
         }
         const float *d_z = r->d_z + at * r->d_z_step;
         if (r->d_bias) sum_rows(d_z, r->d_z_step, b - a, r->rows, r->d_bias + a * r->rows);
-        multiply(&onto_h, b - a, d_z, r->d_z_step, r->d_h + a * r->size, r->size);
+        apply(
+            &onto_h, r->terms, r->hh_flipped_tiles, b - a, d_z, r->d_z_step, r->d_h + a * r->size,
+            r->size, room);
     }
+    free(memory);
 }
