@@ -299,7 +299,7 @@ def test_two_thousand_steps_stay_equal(kernels, format):
 @pytest.mark.parametrize("inputs", [6, 70, 300])
 def test_steps_may_be_small_or_large_or_no_number(kernels, inputs):
     """Weights of 8 bits take an entry in three digits or four, or as the float it is."""
-    module = masked(HLSTM(inputs, 40, gate_hidden=(20,), gate_direct=True), 0.7)
+    module = masked(HLSTM(inputs, 70, gate_hidden=(66,), gate_direct=True), 0.7)
     run = decoder(kernels, module, "dense-int8").run
     x = torch.randn(70, 1, inputs) / inputs**0.5
     x[[3, 20, 40]] *= 30
