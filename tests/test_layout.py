@@ -51,6 +51,7 @@ SEEN_THROUGH = {
     "inference": "test_decode",
     "kernels.decode": "test_decode",
     "kernels.native": "test_native",
+    "kernels.tiles": "test_tiles",
     "kernels": "test_kernels",
     "compact_units": "test_compact",
     "report": "test_report",
