@@ -299,6 +299,7 @@ def test_two_thousand_steps_stay_equal(kernels, format):
 @pytest.mark.parametrize("inputs", [6, 70, 300])
 def test_steps_may_be_small_or_large_or_no_number(kernels, inputs):
     """Weights of 8 bits take an entry in three digits or four, or as the float it is."""
+    torch.manual_seed(0)
     module = masked(HLSTM(inputs, 70, gate_hidden=(66,), gate_direct=True), 0.7)
     run = decoder(kernels, module, "dense-int8").run
     x = torch.randn(70, 1, inputs) / inputs**0.5
@@ -308,7 +309,8 @@ def test_steps_may_be_small_or_large_or_no_number(kernels, inputs):
         if odd is not None:
             x[50, 0, 2] = odd
         with torch.no_grad():
-            assert_near(run(x, None), module(x))
+            found, wanted = run(x, None)[0], module(x)[0]
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4, equal_nan=True)
 
 
 @each_kernels
@@ -334,7 +336,7 @@ def test_an_infinite_input_spoils_no_later_step(kernels, format, widths):
 @pytest.mark.parametrize(("rows", "columns"), [(64, 64), (520, 8), (33, 130), (65, 130), (96, 300)])
 def test_products_read_nothing_beyond_a_matrix(kernels, format, rows, columns):
     """Tiles are loaded by instructions that AddressSanitizer does not see."""
-    weight = fitting(torch.randn(rows, columns), format).contiguous()
+    weight = fitting(torch.randn(rows, columns) / 10, format).contiguous()
     args = *_CODES[format], weight.data_ptr(), rows, columns, kernels.tiles
     size = kernels.pack_matrix(*args, None)
     padded = 4 * (-(-columns // 16) * 16 + 16)
