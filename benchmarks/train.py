@@ -127,8 +127,10 @@ class StepInFewerBits(Step):
         """Go forward and backward once."""
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high")
-        super().__call__()
-        torch.set_float32_matmul_precision(before)
+        try:
+            super().__call__()
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def steps_of(shape: Shape) -> dict[str, Step]:

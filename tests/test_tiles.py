@@ -170,6 +170,21 @@ def test_the_recurrence_equals_the_written_out_one(
     assert not torch.equal(ours[0], usual[0])  # or tiles had no part in it
 
 
+def test_threads_change_results_by_rounding(amx: Native) -> None:
+    """In one thread rows are enough for tiles, in three they are not."""
+    torch.manual_seed(0)
+    example = layer(1, 25, 48, 90, 80, (70,), activation="tanh", dtype=torch.float32)
+    for leaf in leaves(example):
+        leaf.detach().mul_(0.1)
+    found, before = {}, torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found[threads] = results(partial(compiled, amx), example)
+    torch.set_num_threads(before)
+    assert not torch.equal(found[1][0], found[3][0])
+    assert_same(found[1], found[3], 1e-6)
+
+
 def test_sums_that_overflow_saturate_gates_as_floats_do(amx: Native) -> None:
     torch.manual_seed(0)
     xs, h0, c0, gates = layer(

@@ -1,5 +1,5 @@
 /* Weight matrices packed for products with one vector, y += W x, each in the format that its zeros
-   call for: how they are packed; matrix.h multiplies by them. Needs simd.h and product.h.
+   call for: how they are packed; matrix.h multiplies by them. Needs simd.h, product.h and tiles.h.
 
    A packed matrix is one block of memory, aligned to 64 bytes: the header, then the arrays that it
    points to. But for the dense format, rows come in groups of some height and a group takes as many
@@ -414,7 +414,8 @@ int64_t NAME(pack_matrix)(
     int64_t format, int64_t type, const float *w, int64_t rows, int64_t columns, int64_t tiles, void *to)
 {
     Matrix m = {.format = format, .type = type, .rows = rows, .columns = columns};
-    m.tiles = tiles && format == DENSE && type == INT8 && rows >= 2 * PANEL && columns >= BYTES_ALONG;
+    const int filled = rows >= 2 * PANEL && columns >= BYTES_ALONG;
+    m.tiles = KNOWS_TILES && tiles && filled && format == DENSE && type == INT8;
     Source s = {w, rows, columns, NULL};
     if (type == FLOAT32) return pack_source(&m, &s, to);
     float *const scales = malloc((size_t)(rows * (columns + 1)) * sizeof(float) + 1);

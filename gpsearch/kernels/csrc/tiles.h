@@ -14,6 +14,8 @@
 
 #if defined(WITH_TILES)
 
+enum { KNOWS_TILES = 1 };
+
 enum {
     SIDE = 16,                /* rows or columns of a tile, */
     ALONG = 32,               /* and places in the sum */
@@ -151,19 +153,18 @@ WITH_TILES static int pack_bands(
     return good;
 }
 
-/* to[32, 32] = from (or 0) + the products of two bands over so many steps of 32 places. */
+/* to[32, 32] = sums[32, 32] (or 0) + the products of two bands over so many steps of 32 places. */
 WITH_TILES static void multiply_bands(
-    int terms, const uint16_t *a, const uint16_t *b, int64_t steps, const float *from, int64_t from_step,
-    float *to, int64_t to_step)
+    int terms, const uint16_t *a, const uint16_t *b, int64_t steps, const float *sums, float *to,
+    int64_t to_step)
 {
+    const int64_t own = BAND * sizeof(float), to_bytes = to_step * (int64_t)sizeof(float);
     LOADED_BY_TILES;
-    const int64_t from_bytes = from_step * (int64_t)sizeof(float);
-    const int64_t to_bytes = to_step * (int64_t)sizeof(float);
-    if (from) {
-        _tile_loadd(0, from, from_bytes);
-        _tile_loadd(1, from + SIDE, from_bytes);
-        _tile_loadd(2, from + SIDE * from_step, from_bytes);
-        _tile_loadd(3, from + SIDE * from_step + SIDE, from_bytes);
+    if (sums) {
+        _tile_loadd(0, sums, own);
+        _tile_loadd(1, sums + SIDE, own);
+        _tile_loadd(2, sums + SIDE * BAND, own);
+        _tile_loadd(3, sums + SIDE * BAND + SIDE, own);
     } else {
         _tile_zero(0);
         _tile_zero(1);
@@ -263,7 +264,7 @@ WITH_TILES int64_t NAME(multiply_tiles)(
                         const int64_t high = least(height - r, BAND), wide = least(width - c, BAND);
                         const int straight = last && high == BAND && wide == BAND;
                         multiply_bands(
-                            terms, of_a, of_b, steps, k ? sum : NULL, BAND, straight ? to : sum,
+                            terms, of_a, of_b, steps, k ? sum : NULL, straight ? to : sum,
                             straight ? out_step : BAND);
                         if (last && !straight) end_sums(sum, high, wide, to, out_step);
                     }
@@ -299,7 +300,7 @@ static int have_terms(int64_t rows, const float *a, int64_t a_step, int64_t widt
 #define BODY(at, count)                                                                            \
     do {                                                                                           \
         const vf x = LOAD(a + row * a_step + at, count);                                           \
-        good &= (x <= splat(0x1p55f)) & (x >= splat(-0x1p55f));                                  \
+        good &= (x <= splat(0x1p55f)) & (x >= splat(-0x1p55f));                                    \
     } while (0)
     for (int64_t row = 0; row < rows; row++) EACH_VECTOR(width, BODY);
 #undef BODY
@@ -334,7 +335,7 @@ WITH_TILES static void multiply_by_tiles(
                 multiply_bands(
                     terms, packed + r / BAND * steps * terms * TERM,
                     tiles + (c / BAND * all_steps + first) * terms * TERM, steps,
-                    add || bias ? sums : NULL, BAND, sums, BAND);
+                    add || bias ? sums : NULL, sums, BAND);
                 end_sums(sums, high, wide, to, out_step);
             }
     }
@@ -360,6 +361,8 @@ static void apply(
 #undef TILED
 
 #else
+
+enum { KNOWS_TILES = 0 };
 
 static int64_t tiles_size(int64_t columns, int64_t inner, int64_t terms)
 {
