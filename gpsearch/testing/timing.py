@@ -71,7 +71,7 @@ def run_waits_for_the_device(bench: Bench) -> None:
 @check("latency_s")
 def the_schedule_is_kept(bench: Bench) -> None:
     """Every time is that of the handle that was due."""
-    handles = [bench.loaded(steps=5), bench.loaded(steps=200)]
+    handles = [bench.loaded(steps=5), bench.loaded(steps=1000)]
     schedule = [0, 1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 0]
     # Each alone, where no schedule can be mistaken: with times of the schedule itself, what
     # lies between is noise once all of them are those of one handle.
