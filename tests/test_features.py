@@ -65,12 +65,31 @@ def test_normalised_bands_have_mean_zero() -> None:
     torch.testing.assert_close(features.normalise(levels), expected)
 
 
+def test_a_recording_is_normalised_in_a_batch_as_it_is_alone() -> None:
+    alone = torch.tensor([[0, 10], [30, 10], [3, 4]], dtype=torch.uint8)
+    batch = torch.zeros(2, 5, 2, dtype=torch.uint8)
+    batch[0, :3], batch[1] = alone, 7
+    one, other = features.normalise(batch, torch.tensor([3, 5]))
+    torch.testing.assert_close(one[:3], features.normalise(alone))
+    assert other.eq(0).all()
+
+
 def test_stretching_changes_only_the_number_of_frames() -> None:
-    ramp = torch.linspace(0, 1, 100)[:, None].expand(100, 64)
-    for factor in (0.9, 0.955, 1.0, 1.1):
-        out = features.stretch(ramp, factor)
-        assert len(out) == round(100 * factor)
-        torch.testing.assert_close(out[:, 0], torch.linspace(0, 1, len(out)))
+    ramp = torch.linspace(0, 1, 100)[:, None].expand(4, 100, 64)
+    factors = torch.tensor([0.9, 0.958, 1.0, 1.1])
+    stretched, lengths = features.stretch(ramp, torch.full((4,), 100), factors)
+    assert lengths.tolist() == [90, 96, 100, 110]
+    for one, end in zip(stretched, lengths.tolist(), strict=True):
+        torch.testing.assert_close(one[:end, 0], torch.linspace(0, 1, end))
+
+
+def test_a_recording_is_stretched_in_a_batch_as_it_is_alone() -> None:
+    batch = torch.randn(3, 40, 64, generator=seeded())
+    lengths, factors = torch.tensor([40, 1, 17]), torch.tensor([1.1, 0.3, 0.93])
+    together, longer = features.stretch(batch, lengths, factors)
+    for i, (start, end) in enumerate(zip(lengths.tolist(), longer.tolist(), strict=True)):
+        own, _ = features.stretch(batch[i : i + 1, :start], lengths[i : i + 1], factors[i : i + 1])
+        torch.testing.assert_close(together[i, :end], own[0])
 
 
 def test_vtlp_moves_a_peak_by_the_factor() -> None:
@@ -81,35 +100,40 @@ def test_vtlp_moves_a_peak_by_the_factor() -> None:
 
 
 def test_perturbing_by_nothing_changes_nothing() -> None:
-    speech = torch.randn(50, 64, generator=seeded())
-    torch.testing.assert_close(features.stretch(speech, 1.0), speech)
-    torch.testing.assert_close(
-        features.vtlp(speech[None], torch.ones(1))[0], speech, atol=1e-3, rtol=0
-    )
-    still = features.mask(speech, seeded(), time_masks=0, band_masks=0)
+    speech, all_frames = torch.randn(1, 50, 64, generator=seeded()), torch.tensor([50])
+    torch.testing.assert_close(features.stretch(speech, all_frames, torch.ones(1))[0], speech)
+    torch.testing.assert_close(features.vtlp(speech, torch.ones(1)), speech, atol=1e-3, rtol=0)
+    still = features.mask(speech, all_frames, seeded(), time_masks=0, band_masks=0)
     assert torch.equal(still, speech)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 200), st.integers(0, 10_000))
-def test_masks_hide_whole_frames_and_bands_within_their_limits(frames: int, seed: int) -> None:
-    ones = torch.ones(frames, 64)
-    out = features.mask(ones, seeded(seed), time_masks=2, longest=20, share=0.2, widest=10)
-    hidden_frames, hidden_bands = (out == 0).all(1), (out == 0).all(0)
-    assert hidden_frames.sum() <= 2 * min(20, int(0.2 * frames))
-    assert hidden_bands.sum() <= 20
-    assert torch.equal(out == 0, hidden_frames[:, None] | hidden_bands)
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=4), st.integers(0, 10_000))
+def test_masks_hide_whole_frames_and_bands_within_their_limits(
+    lengths: list[int], seed: int
+) -> None:
+    ones = torch.ones(len(lengths), max(lengths), 64)
+    out = features.mask(
+        ones, torch.tensor(lengths), seeded(seed), time_masks=2, longest=20, share=0.2, widest=10
+    )
+    for one, frames in zip(out, lengths, strict=True):
+        hidden_frames, hidden_bands = (one == 0).all(1), (one == 0).all(0)
+        assert hidden_frames.sum() <= 2 * min(20, int(0.2 * frames))
+        assert not hidden_frames[frames:].any()
+        assert hidden_bands.sum() <= 20
+        assert torch.equal(one == 0, hidden_frames[:, None] | hidden_bands)
     assert ones.eq(1).all()
 
 
 def test_masks_reach_every_place() -> None:
-    hidden = sum(features.mask(torch.ones(100, 64), seeded(s)).eq(0) for s in range(300))
-    assert isinstance(hidden, Tensor)
-    assert (hidden > 0).all()
+    ones, lengths = torch.ones(300, 100, 64), torch.full((300,), 100)
+    hidden = features.mask(ones, lengths, seeded()).eq(0)
+    assert hidden.any(0).all()
+    assert not hidden.all(0).any()
 
 
 def test_the_same_seed_hides_the_same() -> None:
-    speech = torch.randn(80, 64, generator=seeded())
-    one, same, other = (features.mask(speech, seeded(seed)) for seed in (1, 1, 2))
+    speech, lengths = torch.randn(2, 80, 64, generator=seeded()), torch.tensor([80, 70])
+    one, same, other = (features.mask(speech, lengths, seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)

@@ -453,9 +453,10 @@ def test_a_batch_that_leaves_most_lanes_idle_takes_narrower_vectors_or_none(
     few, many = patterns(0.05), patterns(0.3)
     vector = kernels.lanes(1)
     for batch in (vector // 2 + 1, vector, vector + 1):  # of two vectors the second may idle
-        assert kernels_for_sparse(kernels, batch, [many]) is kernels
+        assert kernels_for_sparse(kernels, batch, [few]) is kernels
     narrower = kernels_for_sparse(kernels, vector // 2, [few, few])
     assert narrower is (native("avx2") if vector == 16 else None)
-    assert kernels_for_sparse(kernels, vector // 2, [few, many]) is None
     assert kernels_for_sparse(kernels, vector // 4, [few]) is None
     assert kernels_for_sparse(kernels, vector, [few, None]) is None
+    assert kernels_for_sparse(kernels, 16, [few, many]) is kernels
+    assert kernels_for_sparse(kernels, 15, [few, many]) is None  # few sequences want more zeros

@@ -30,9 +30,10 @@ from gpsearch.kernels.threads import each_in_threads, slices
 PAYS_BELOW = 0.33
 """Density under which sparse products beat dense ones even for small layers and batches: 128 units,
 16 sequences (measured; larger ones break even at 0.35 to 0.45)."""
-_PAYS_BELOW_IF_NARROW = 0.22
-"""The same where the products take narrower vectors than the dense ones, as for 8 sequences on
-AVX-512 (measured there)."""
+_MANY = 16
+_PAYS_BELOW_IF_FEW = 0.23
+"""The same for fewer sequences than those (measured: with AVX2, 8 break even at 0.24 to 0.29; on
+AVX-512, whose dense products then take the longer vectors, at 0.22)."""
 _CACHED = 1 << 16
 """Numbers of an input or a state whose steps go backward together: with what else these steps have,
 they stay in the second cache while the weights' gradients are taken from them."""
@@ -52,12 +53,13 @@ def kernels_for_sparse(
     given = [one for one in patterns if one is not None]
     if len(given) < len(patterns):
         return None
+    if batch < _MANY and max(one.density for one in given) >= _PAYS_BELOW_IF_FEW:
+        return None
     if 2 * batch > native.lanes(batch):
         return native
     narrower = find_native("avx2") if native.instruction_set in ("avx512", "amx") else None
     fits = narrower is not None and 2 * batch > narrower.lanes(batch)
-    sparse_enough = max(one.density for one in given) < _PAYS_BELOW_IF_NARROW
-    return narrower if fits and sparse_enough else None
+    return narrower if fits else None
 
 
 def sparse(

@@ -219,15 +219,19 @@ class SpeechTask:
     def _batch(
         self,
         utterances: Sequence[corpora.Utterance],
-        augmented: Callable[[Sequence[Tensor]], list[Tensor]] = list,
+        augmented: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda *batch: batch,
         *,
         kick: bool = False,
     ) -> Batch:
-        frames = augmented([u.features for u in utterances])
+        lengths = torch.tensor([len(u.levels) for u in utterances])
+        levels = pad_sequence([u.levels for u in utterances], batch_first=True)
+        frames, lengths = augmented(features.normalise(levels, lengths), lengths)
+        for one, end in zip(frames, lengths.tolist(), strict=True):
+            one[end:] = 0
         targets = [self.corpus.encode(u.text) for u in utterances]
         return Batch(
-            pad_sequence(frames, batch_first=True),
-            torch.tensor([len(f) for f in frames]),
+            frames,
+            lengths,
             torch.cat(targets),
             torch.tensor([len(t) for t in targets]),
             kick,
@@ -298,22 +302,21 @@ class SpeechTask:
 
 
 def _augmented(
-    frames: Sequence[Float[Tensor, "_frames mel"]],
+    frames: Float[Tensor, "batch _frames mel"],
+    lengths: Int[Tensor, " batch"],
+    *,
     stretch: Float[Tensor, " batch"],
     strength: float,
     random: torch.Generator,
-) -> list[Float[Tensor, "_frames_out mel"]]:
+) -> tuple[Float[Tensor, "batch _frames_out mel"], Int[Tensor, " batch"]]:
     """Perturb duration and vocal tract and hide some of each utterance."""
     if strength == 0:
-        return list(frames)
-    frames = [features.stretch(one, own) for one, own in zip(frames, stretch.tolist(), strict=True)]
+        return frames, lengths
+    frames, lengths = features.stretch(frames, lengths, stretch)
     tracts = 1 + _VARIETY * strength * (2 * torch.rand(len(frames), generator=random) - 1)
-    warped = features.vtlp(pad_sequence(frames, batch_first=True), tracts)
     longest, widest = round(12 * strength), min(round(8 * strength), 32)
-    return [
-        features.mask(one[: len(own)], random, longest=longest, widest=widest)
-        for one, own in zip(warped, frames, strict=True)
-    ]
+    warped = features.vtlp(frames, tracts)
+    return features.mask(warped, lengths, random, longest=longest, widest=widest), lengths
 
 
 def _uniform_alignment_loss(
