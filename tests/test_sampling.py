@@ -63,12 +63,22 @@ def test_no_candidate_is_proposed_twice():
     assert len(set(candidates)) == len(candidates)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
-def test_every_schedule_has_its_turn(sampler):
-    proposals, _ = walk(3 + 6, sampler=sampler)
+def test_the_defaults_follow_by_every_schedule():
+    candidates = [proposal.candidate for proposal in walk(5)[0]]
 
-    names = [proposal.candidate.schedule.name for proposal in proposals[3:]]
-    assert names == ["gp", "gmp", "dense"] * 2
+    assert [one.in_short() for one in candidates[2:]] == [
+        "H-LSTM 2x8, gates 1x6, gp 20.0%",
+        "H-LSTM 2x8, gates 1x6, gmp 20.0%",
+        "H-LSTM 2x8, gates 1x6, dense",
+    ]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_then_every_schedule_has_its_turn(sampler):
+    proposals, _ = walk(5 + 3, sampler=sampler)
+
+    names = [proposal.candidate.schedule.name for proposal in proposals[5:]]
+    assert names == ["gp", "gmp", "dense"]
 
 
 def test_nsga2_goes_where_the_better_ones_are():

@@ -126,9 +126,9 @@ class Space:
             found[name] = trial.params
         return found
 
-    def defaults(self) -> dict[str, Any]:
-        """Return the Optuna parameters of the candidate that has every default."""
-        trial = _Chosen(self._defaults())
+    def defaults(self, chosen: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the Optuna parameters of the candidate that has every default, but for some."""
+        trial = _Chosen({**self._defaults(), **(chosen or {})})
         self.suggest(trial)
         return trial.params
 
