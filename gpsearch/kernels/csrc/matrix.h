@@ -24,9 +24,13 @@ INLINE vf from_halves(const void *at)
     return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(*(const __m256i_u *)at), 16);
 }
 #elif VW == 8
+/* The instruction for it takes two to three times as long on Zen 3, and about as long elsewhere. */
 INLINE vf gather(const float *x, const uint16_t *at)
 {
-    return (vf)_mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(*(const __m128i_u *)at), 4);
+    uint64_t a, b;
+    memcpy(&a, at, sizeof a), memcpy(&b, at + 4, sizeof b);
+    return (vf){x[(uint16_t)a], x[(uint16_t)(a >> 16)], x[(uint16_t)(a >> 32)], x[a >> 48],
+                x[(uint16_t)b], x[(uint16_t)(b >> 16)], x[(uint16_t)(b >> 32)], x[b >> 48]};
 }
 INLINE vf picked(vf lanes, vf low, vf high)
 {
