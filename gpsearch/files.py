@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from gpsearch.errors import UserError
 
-Kind = Literal["study", "reproduction", "training"]
+Kind = Literal["remeasured front", "study", "reproduction", "training"]
 _KINDS: dict[Kind, tuple[str, ...]] = {
+    "remeasured front": ("remeasured.json",),
     "study": ("trials", "study.db"),
     "reproduction": ("rows", "rows.csv"),
     "training": ("checkpoint.pt", "model.pt"),

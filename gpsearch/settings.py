@@ -16,6 +16,8 @@ from gpsearch.files import read_toml
 from gpsearch.objectives import Constraint, Objective, constraint, estimated, objectives
 
 SAMPLERS = ("tpe", "nsga2", "random")
+HIGHEST_SEED = 2**63 - 1
+"""TOML's and torch's whole numbers have 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Settings:
         for name, least in (("budget", 1), ("seed", 0), ("epochs", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)} should be {least} or more")
+        if self.seed > HIGHEST_SEED:
+            raise ValueError(f"seed = {self.seed} should be {HIGHEST_SEED} or less")
         if not 0 <= self.estimate_energy < math.inf:
             raise ValueError(f"estimate-energy = {self.estimate_energy} should be a power in W")
         if self.sampler not in SAMPLERS:

@@ -32,6 +32,7 @@ def test_times(text, seconds):
         ({"estimate_energy": -1.0}, "--estimate-energy = -1.0 should be a power in W"),
         ({"estimate_energy": float("nan")}, "--estimate-energy = nan should be a power in W"),
         ({"seed": -1}, "--seed = -1 should be 0 or more"),
+        ({"seed": 2**63}, "--seed = 9223372036854775808 should be 9223372036854775807 or less"),
     ],
 )
 def test_wrong_flags_are_named(rows, message):

@@ -126,6 +126,13 @@ def test_a_training_s_folder_is_no_place_for_a_study(tmp_path, left):
     assert [path.name for path in tmp_path.iterdir()] == [left]
 
 
+def test_nor_is_that_of_a_front_measured_again(tmp_path):
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "remeasured.json").touch()
+    with pytest.raises(UserError, match="holds a remeasured front; choose another --out"):
+        a_study(tmp_path)
+
+
 def test_a_start_that_failed_before_its_first_trial_can_be_made_again(tmp_path):
     a_study(tmp_path / "s", device="nowhere")
 

@@ -33,7 +33,7 @@ def train(
         Path | None,
         typer.Option(help="Folder for history and model; results/CANDIDATE if not given."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights and data order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of weights and data order.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads that train.")] = 1,
 ) -> None:
     """Train one candidate by its schedule, outside a study."""
