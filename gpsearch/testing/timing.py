@@ -56,9 +56,11 @@ def run_waits_for_the_device(bench: Bench) -> None:
     ratios: list[float] = []
     first_s = bench.best([bench.loaded(steps=2, hidden=256)], 7)[0]
     for batch in (64, 512, 4096, 32768):
-        seconds = bench.best([bench.loaded(steps=2, hidden=256, batch=batch)], 3)[0]
+        handles = [bench.loaded(steps=2, hidden=256, batch=batch)]
+        seconds = bench.best(handles, 3)[0]
         ratios.append(seconds / first_s)
-        if ratios[-1] >= 3:
+        # Once more, and longer: on a busy machine three calls in a row may have been interrupted.
+        if ratios[-1] >= 3 and bench.best(handles, 9)[0] >= 3 * first_s:
             return
         if seconds > _LONGEST_S:
             break
