@@ -14,8 +14,11 @@ os.environ["GPSEARCH_LOCKS"] = tempfile.mkdtemp(prefix="gpsearch-locks-")
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("any machine", deadline=None)  # a busy one takes its time
+settings.load_profile("any machine")
 atexit.register(shutil.rmtree, os.environ["GPSEARCH_LOCKS"], ignore_errors=True)
 
 LONGEST = (

@@ -63,7 +63,7 @@ def exhaustive(table: Table, sentence: int, longest: int, penalty: float) -> flo
 tables = st.builds(Table, st.integers(0, 10_000), st.integers(2, 4), st.sampled_from([0.5, 3.0]))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(tables, st.integers(1, 4), st.sampled_from([0.0, 0.6, 1.0, 1.5]), st.integers(1, 3))
 def test_a_beam_as_wide_as_the_space_finds_the_best_of_all_sequences(
     table, longest, penalty, batch
@@ -80,7 +80,7 @@ def test_a_beam_as_wide_as_the_space_finds_the_best_of_all_sequences(
         )
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(tables, st.integers(1, 6), st.integers(1, 4), st.sampled_from([0.0, 1.0]))
 def test_a_sentence_comes_out_the_same_alone_and_in_a_batch(table, longest, width, penalty):
     options = {
@@ -94,7 +94,7 @@ def test_a_sentence_comes_out_the_same_alone_and_in_a_batch(table, longest, widt
         assert together[1][sentence] == pytest.approx(score)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(tables, st.integers(1, 6))
 def test_greedy_takes_the_likeliest_token_until_the_end(table, longest):
     [tokens], [total] = greedy(

@@ -115,7 +115,7 @@ def test_random_scores_are_drawn_for_blocks_so_that_small_ones_have_the_same_cha
     assert 400 < first < 600
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(list(MODELS)), STRUCTURES, SCOPES, SHARES, SHARES, st.integers(0, 1000))
 def test_whatever_happens_blocks_are_whole_and_densities_kept_to_within_one(
     kind, structure, scope, low, high, seed

@@ -58,7 +58,7 @@ def test_only_the_blocks_asked_for_are_counted():
     assert fitting(score, torch.tensor([4, 4, 4]), among, 99) == 2
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(MATRICES, SHAPE, st.integers(0, 2**31))
 def test_a_mask_spread_over_the_weights_is_read_back(matrix, shape, seed):
     random = torch.Generator().manual_seed(seed)
@@ -71,7 +71,7 @@ def test_a_mask_spread_over_the_weights_is_read_back(matrix, shape, seed):
     assert mask.sum() == size[blocks].sum()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(MATRICES, SHAPE, st.integers(0, 2**31))
 def test_scores_keep_the_sum_of_squares(matrix, shape, seed):
     score = torch.rand(matrix, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
@@ -80,7 +80,7 @@ def test_scores_keep_the_sum_of_squares(matrix, shape, seed):
     torch.testing.assert_close(squares.sum(), score.square().sum())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(MATRICES, SHAPE, st.floats(0, 1.2), st.integers(0, 2**31))
 def test_less_than_one_block_is_left_over(matrix, shape, share, seed):
     size = sizes(matrix, shape).flatten()

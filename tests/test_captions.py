@@ -42,7 +42,7 @@ def test_features_are_in_the_order_of_imgid(tmp_path):
     assert [image.name for image in images[:2]] == ["00.jpg", "01.jpg"]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.text())
 def test_words_have_neither_capitals_nor_spaces(text):
     assert all(word == word.lower() and not set(word) & set(" .,;!?\n") for word in words(text))

@@ -233,7 +233,7 @@ def test_a_batch_may_be_empty(
     bidirectional=st.booleans(),
     lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_equals_lstm_at_any_size(
     inputs: int, hidden: int, layers: int, bidirectional: bool, lengths: list[int]
 ) -> None:

@@ -16,7 +16,7 @@ from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.compact import compact
 from gpsearch.errors import UserError
 
-several = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+several = settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 
 
 def linear(weight: list[list[float]], bias: list[float] | None) -> nn.Linear:

@@ -121,7 +121,7 @@ def test_the_packaged_features_are_those_of_the_recordings(an4: Corpus, tmp_path
     raise AssertionError("the archive holds too few recordings")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from("abcdefghij"), min_size=2), st.floats(0.05, 0.5))
 def test_held_out_groups_reach_their_share_and_leave_one(groups: list[str], share: float) -> None:
     chosen = corpus.hold_out(groups, share, "dev")

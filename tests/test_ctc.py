@@ -54,7 +54,7 @@ def exhaustive(log_probs):
     return totals
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 5), st.integers(0, 10_000))
 def test_a_wide_beam_finds_the_likeliest_text(steps, seed):
     random = torch.Generator().manual_seed(seed)

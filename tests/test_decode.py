@@ -33,7 +33,7 @@ from gpsearch.kernels.native import Native
 from gpsearch.quantize import rounded
 from tests.memory import before_a_wall
 
-several = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+several = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 KERNELS = [one for name in native.available() if (one := native.native(name))]
 
 pytestmark = pytest.mark.skipif(not KERNELS, reason="the kernels were not built")

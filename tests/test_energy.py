@@ -454,7 +454,7 @@ class Scripted:
         self.clock_s += seconds
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), min_size=1, max_size=30)
     | st.lists(st.floats(0, 1e3), min_size=30, max_size=200).map(sorted),

@@ -46,7 +46,7 @@ def test_a_single_sample_has_a_frame() -> None:
     assert features.levels(torch.ones(1)).shape == (1, 64)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(1e-3, 10.0))
 def test_loudness_and_offset_cancel_out(gain: float) -> None:
     audio = torch.randn(4000, generator=seeded(), dtype=torch.float64)
@@ -107,7 +107,7 @@ def test_perturbing_by_nothing_changes_nothing() -> None:
     assert torch.equal(still, speech)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=4), st.integers(0, 10_000))
 def test_masks_hide_whole_frames_and_bands_within_their_limits(
     lengths: list[int], seed: int

@@ -95,7 +95,7 @@ def test_deep_speech_2_has_the_known_weights() -> None:
     assert first + 4 * others == 2 * 50_380_800
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     sizes=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3)),
     gate_hidden=st.lists(st.integers(1, 4), max_size=3).map(tuple),
@@ -131,7 +131,7 @@ def test_every_h_lstm_counts_as_its_closed_form(
     assert values(model, torch.zeros(steps, batch, inputs))["flops_dense"] == closed_form
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(density=st.floats(0.1, 0.9), seed=st.integers(0, 99))
 def test_a_zero_weight_costs_nothing(density: float, seed: int) -> None:
     torch.manual_seed(seed)

@@ -458,7 +458,7 @@ def test_a_sketch_has_the_final_density_before_any_training():
     assert sum(int(p.count_nonzero()) for p in model.parameters() if p.dim() > 1) == 120
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 1000), st.sampled_from(["gp", "gmp", "set", "rigl", "selfish"]))
 def test_state_can_be_taken_up_again_at_any_epoch(seed, name):
     def fresh():

@@ -21,7 +21,7 @@ def test_every_format_gives_a_row_an_image(tmp_path, name):
     assert found.equal(torch.from_numpy(captioned.features()))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.sampled_from([np.float16, np.float32, np.float64, np.uint8]).flatmap(
         lambda kind: arrays.arrays(

@@ -73,7 +73,7 @@ sizes = st.integers(1, 5)
     use=st.sampled_from(["h", "c", "both"]),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @each_run
 def test_all_equal_the_written_out_recurrence(run: Any, use: str, seed: int, **shape: Any) -> None:
     torch.manual_seed(seed)
@@ -111,7 +111,7 @@ def masked(example: Layer, density: float) -> tuple[Layer, list[Tensor]]:
     density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @each_kernels
 def test_sparse_equals_the_masked_recurrence(
     kernels: Native, use: str, density: float, seed: int, **shape: Any
@@ -401,7 +401,7 @@ def test_directions_come_together_in_the_order_of_time() -> None:
 
 
 @given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_splitting_and_joining_give_the_batch_back(lengths: list[int]) -> None:
     steps = max(lengths)
     padded = Padded(steps, len(lengths), 2, torch.tensor(lengths), torch.device("cpu"))

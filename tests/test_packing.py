@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from gpsearch.tasks import packing
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     arrays(
         np.uint8,

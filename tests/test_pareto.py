@@ -48,7 +48,7 @@ def test_no_rows_have_an_empty_front() -> None:
     assert non_dominated(np.empty((0, 3))).tolist() == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(some_costs())
 def test_the_front_is_that_of_the_definition(costs: np.ndarray) -> None:
     def dominates(p: np.ndarray, q: np.ndarray) -> bool:
@@ -77,7 +77,7 @@ def test_the_hypervolume_of_nothing_is_zero() -> None:
     assert hypervolume(np.empty((0, 2)), np.array([1.0, 1.0])) == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(some_costs(7))
 def test_the_hypervolume_counts_the_unit_cells_below(costs: np.ndarray) -> None:
     reference = np.full(costs.shape[1], 5.0)

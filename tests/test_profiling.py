@@ -34,7 +34,7 @@ POSITIVE = st.floats(1e-9, 1e9)
 # ---- quantities
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(value=POSITIVE, width=st.floats(0, 1), n=st.integers(1, 1000))
 def test_a_quantity_survives_json(value: float, width: float, n: int) -> None:
     interval = (value * (1 - width), value * (1 + width))
@@ -86,7 +86,7 @@ def test_the_median_of_six_lies_between_its_extremes_with_97_percent() -> None:
     assert quantile_interval([3.0, 1.0, 4.0, 2.0, 5.0]) is None
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(samples=st.lists(POSITIVE, min_size=36, max_size=300), q=st.sampled_from([0.5, 0.9]))
 def test_an_interval_holds_the_quantile(samples: list[float], q: float) -> None:
     interval = quantile_interval(samples, q)

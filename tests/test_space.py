@@ -103,7 +103,7 @@ def test_every_key_of_a_built_in_space_is_commented(name: str) -> None:
     assert [line for line in keys if "  # " not in line and " # " not in line] == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(NAMES), st.data())
 def test_whatever_is_suggested_is_a_valid_candidate(name: str, data: st.DataObject) -> None:
     trial, within = Drawn(data), SPACES[name]
