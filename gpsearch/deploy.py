@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from gpsearch import flops, profiling, tasks
 from gpsearch.candidate import Candidate
 from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.compact import compact
-from gpsearch.errors import UserError
+from gpsearch.errors import Unsupported, UserError
 from gpsearch.files import write_atomically
 from gpsearch.growprune import sketch
 from gpsearch.profiling import DeviceFacts, DeviceProfiler, Reading, measure
@@ -38,6 +39,21 @@ def check_device(facts: DeviceFacts, settings: Settings) -> None:
         reason = facts.why_not(column)
         if reason and not (column == "energy_j" and settings.estimate_w):
             raise UserError(f"device {facts.name!r} cannot measure {column}: {reason}")
+
+
+def check_reference(device: DeviceProfiler, reference: nn.Module, task: Task) -> None:
+    """Refuse a device that cannot run what all latencies are held against, before all trainings.
+
+    Raises:
+        UserError: It cannot; says why.
+    """
+    try:
+        device.load(reference, task.example())
+    except Unsupported as error:
+        raise UserError(
+            f"device {device.probe().name!r} cannot run task {task.name!r}: {error.args[0]}; "
+            "choose another --device, such as cpu"
+        ) from error
 
 
 def read_costs(
@@ -177,16 +193,17 @@ def _final(folder: Path, number: int, device: str = "") -> dict[str, Any]:
     settings, space = study.settings, study.space
     task = tasks.find(settings.task, settings.data_path)
     model = load_model(study.trial_folder(number) / "model.pt")
-    reading = read_costs(
-        profiling.find(device or settings.device),
-        model,
-        task,
-        reference=reference_model(space, task),
-        reference_name=reference_name(space),
-        reference_s=study.reference_s(),
-        energy="energy_j" in settings.columns,
-        estimate_w=settings.estimate_w,
-    )
+    with closing(profiling.find(device or settings.device)) as profiler:
+        reading = read_costs(
+            profiler,
+            model,
+            task,
+            reference=reference_model(space, task),
+            reference_name=reference_name(space),
+            reference_s=study.reference_s(),
+            energy="energy_j" in settings.columns,
+            estimate_w=settings.estimate_w,
+        )
     if device:
         return reading.to_dict()
     scores = tasks.scores(task, model, "test")

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.errors import UserError
-from gpsearch.profiling import Quantity
+from gpsearch.profiling import Quantity, arguments_on
 from gpsearch.quantize import narrow_bytes, recurrent_matrices
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase, HLSTM, HLSTMCell)
@@ -45,7 +45,7 @@ Handle = Callable[[list[Any], list[Any]], int]
 """From a traced operator's inputs and outputs to its multiply-adds."""
 
 
-def count(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Quantity]:
+def count(model: nn.Module, example: tuple[Any, ...]) -> dict[str, Quantity]:
     """Count the FLOPs of ``model(*example)`` in evaluation mode, and the model's weights.
 
     Zero weights are found in linear, convolutional and recurrent modules; a product with a weight
@@ -65,7 +65,7 @@ def count(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Quantity]:
         UserError: The model has weights but no countable product, or one that cannot be counted.
     """
     copied = copy.deepcopy(model).cpu().eval()
-    inputs = tuple(one.detach().cpu() for one in example)
+    inputs = arguments_on("cpu", example)
     with torch.no_grad(), _separate_attention():
         uses, outputs = _observe(copied, inputs)
         products = {use: _products(use, calls) for use, calls in uses.items()}

@@ -20,7 +20,7 @@ import torch
 from gpsearch import profiling, tasks
 from gpsearch.candidate import Candidate, record
 from gpsearch.compact import compact
-from gpsearch.deploy import columns, load_model, read_costs, save_model
+from gpsearch.deploy import check_reference, columns, load_model, read_costs, save_model
 from gpsearch.errors import UserError
 from gpsearch.files import locked, make_folder, read_json, read_toml, refuse_others, write_text
 from gpsearch.kernels.memory import keep_freed_memory
@@ -139,6 +139,8 @@ class Reproduction:
             known = ", ".join(self.candidates)
             raise UserError(f"--row {sorted(unknown)[0]}: no such row; there are: {known}")
         task = tasks.find(self.comparison.task, self.comparison.data_path)
+        with closing(profiling.find(self.comparison.device)) as device:
+            check_reference(device, self._reference(task), task)
         keep_freed_memory()
         with locked(self.folder):
             for seed in range(self.comparison.seeds):

@@ -24,6 +24,7 @@ from gpsearch.candidate import Candidate
 from gpsearch.compact import compact
 from gpsearch.deploy import (
     check_device,
+    check_reference,
     columns,
     read_costs,
     reference_model,
@@ -173,10 +174,12 @@ class Search:
         """Try candidates until the budget is spent, then measure the front again.
 
         Raises:
+            UserError: The device cannot run the task's networks.
             StudyFailed: The first trials all fail.
             TimeUp: The time limit is over.
         """
         with closing(self.device):
+            check_reference(self.device, self.reference, self.task)
             self.study.sweep(self.front())  # a kill may have left a finished trial's checkpoint
             while len(finished := self.study.finished()) < self.settings.budget:
                 try:

@@ -74,7 +74,7 @@ class Stream:
         """Take the next step of every sequence, and return the last layer's outputs.
 
         Raises:
-            UserError: The input is not ``[batch, input_size]``.
+            UserError: The input is not ``[batch, input_size]``, or the layer is in training mode.
         """
         running = self._running
         if running is None:
@@ -93,6 +93,8 @@ class Stream:
     @torch.no_grad()
     def _by_module(self, x: Tensor) -> Tensor:
         layer: Any = self._layer
+        if layer.training:
+            raise UserError("the stream's layer is in training mode; call eval() on it first")
         x = self._suiting(x)
         if isinstance(layer, HLSTMCell):
             h, c = layer(x, (self._h[0], self._c[0]))

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gpsearch.profiling import API_VERSION, DeviceFacts, arrays_of
+from gpsearch.profiling import API_VERSION, DeviceFacts, arguments_on, arrays_of, stored_bytes
 from gpsearch.profiling.rapl import Meter, Sources
 from gpsearch.profiling.zeus import Chip
 
-Handle = tuple[nn.Module, tuple[Tensor, ...]]
+Handle = tuple[nn.Module, tuple[Any, ...]]
 
 _ATTEMPTS, _PATIENCE_S = 8, 0.02
 _WHO = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
@@ -63,9 +63,9 @@ class CpuProfiler:
             energy_wrap_j=self._meter.wrap_j,
         )
 
-    def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> Handle:
+    def load(self, model: nn.Module, example: tuple[Any, ...]) -> Handle:
         """Copy the model and its arguments to the processor, in evaluation mode."""
-        return copy.deepcopy(model).cpu().eval(), tuple(one.detach().cpu() for one in example)
+        return copy.deepcopy(model).cpu().eval(), arguments_on("cpu", example)
 
     def run(self, handles: Sequence[Handle], schedule: Sequence[int]) -> list[float]:
         """Time one call after the other."""
@@ -90,8 +90,7 @@ class CpuProfiler:
     def peak_memory(self, handle: Handle) -> int:
         """Return bytes of the weights and of all that torch held beside them at the peak."""
         model, example = handle
-        stored = itertools.chain(model.parameters(), model.buffers(), example)
-        return sum(one.nbytes for one in stored) + _peak_allocated(model, example)
+        return stored_bytes(model, example) + _peak_allocated(model, example)
 
     def outputs(self, handle: Handle) -> tuple[Any, ...]:
         """Return the outputs of one call."""
@@ -141,7 +140,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _peak_allocated(model: nn.Module, example: tuple[Tensor, ...]) -> int:
+def _peak_allocated(model: nn.Module, example: tuple[Any, ...]) -> int:
     """Return the largest sum of bytes that torch allocated and had not yet freed in one call."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it greets on stderr
     record = torch.autograd.profiler.profile(use_kineto=False, profile_memory=True)

@@ -12,7 +12,6 @@ run on a GPU yet, since none was at hand.
 from __future__ import annotations
 
 import copy
-import itertools
 import os
 import platform
 import re
@@ -25,7 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from gpsearch.errors import UserError
-from gpsearch.profiling import API_VERSION, DeviceFacts, arrays_of, waiting
+from gpsearch.profiling import (
+    API_VERSION,
+    DeviceFacts,
+    arguments_on,
+    arrays_of,
+    stored_bytes,
+    waiting,
+)
 from gpsearch.profiling.zeus import AmdBoard, Chip, SocMeter
 
 Handle = tuple[nn.Module, tuple[Tensor, ...]]
@@ -96,11 +102,11 @@ class GpuProfiler:
         except (ImportError, RuntimeError) as error:
             return replace(facts, unavailable={"energy_j": str(error)})
 
-    def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> Handle:
+    def load(self, model: nn.Module, example: tuple[Any, ...]) -> Handle:
         """Copy the model and its arguments to the device, in evaluation mode."""
         device = self._device()
         copied = copy.deepcopy(model).to(device).eval()
-        return copied, tuple(one.detach().to(device) for one in example)
+        return copied, arguments_on(device, example)
 
     def run(self, handles: Sequence[Handle], schedule: Sequence[int]) -> list[float]:
         """Time one call after the other, each until its output is there."""
@@ -133,8 +139,8 @@ class GpuProfiler:
         with torch.inference_mode():
             model(*example)
         torch.cuda.synchronize(device)
-        stored = itertools.chain(model.parameters(), model.buffers(), example)
-        return sum(one.nbytes for one in stored) + torch.cuda.max_memory_allocated(device) - before
+        beside = torch.cuda.max_memory_allocated(device) - before
+        return stored_bytes(model, example) + beside
 
     def outputs(self, handle: Handle) -> tuple[Any, ...]:
         """Return the outputs of one call."""
@@ -279,7 +285,7 @@ def _pynvml() -> Any:
     return pynvml
 
 
-def _seconds(model: nn.Module, example: tuple[Tensor, ...]) -> float:
+def _seconds(model: nn.Module, example: tuple[Any, ...]) -> float:
     """Time one call on an idle device, the gaps between its kernels included.
 
     The device notes the time when it is told that a call begins, and after its last kernel; in

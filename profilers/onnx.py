@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from gpsearch.errors import Unsupported, UserError
 from gpsearch.profiling import API_VERSION, DeviceFacts, exported, machine, seconds_of, to_onnx
@@ -52,7 +52,7 @@ class OnnxProfiler:
             },
         )
 
-    def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> Handle:
+    def load(self, model: nn.Module, example: tuple[Any, ...]) -> Handle:
         """Export the model and see that its outputs are equal in ONNX Runtime.
 
         Raises:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gpsearch.errors import Unsupported
-from gpsearch.profiling import API_VERSION, DeviceFacts, machine, seconds_of
+from gpsearch.profiling import API_VERSION, DeviceFacts, arguments_on, machine, seconds_of
 
 Handle = Callable[[], Any]
 """One call."""
@@ -43,19 +43,22 @@ class Pt2Profiler:
             },
         )
 
-    def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> Handle:
+    def load(self, model: nn.Module, example: tuple[Any, ...]) -> Handle:
         """Export the model, read it back, and see that its outputs are equal.
 
         Raises:
             Unsupported: torch.export cannot export it.
         """
-        model, arguments = (
-            copy.deepcopy(model).cpu().eval(),
-            tuple(x.detach().cpu() for x in example),
-        )
+        model, arguments = copy.deepcopy(model).cpu().eval(), arguments_on("cpu", example)
         loaded = _through_pt2(model, arguments)
         with torch.inference_mode():
-            torch.testing.assert_close(loaded(*arguments), model(*arguments), rtol=1e-4, atol=1e-5)
+            found, wanted = loaded(*arguments), model(*arguments)
+        try:
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5, equal_nan=True)
+        except AssertionError as error:
+            raise Unsupported(
+                f"torch.export makes another model of this one: {str(error).splitlines()[0]}"
+            ) from error
         return partial(loaded, *arguments)
 
     def run(self, handles: Sequence[Handle], schedule: Sequence[int]) -> list[float]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from gpsearch.errors import Unsupported, UserError
 from gpsearch.profiling import (
@@ -126,7 +126,7 @@ class RemoteProfiler:
             machine=f"{self.kind}:{found['host']}",
         )
 
-    def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> Handle:
+    def load(self, model: nn.Module, example: tuple[Any, ...]) -> Handle:
         """Export the model, send what the device lacks, and see that its outputs are equal there.
 
         Raises:
@@ -189,13 +189,17 @@ class RemoteProfiler:
                 self._put(pipe, blob)
         if "missing" in answer:
             answer = pipe.ask(self.patience.answer_s, "load", **request)
+        if "missing" in answer:
+            raise DeviceCrashed(
+                f"device {self.name!r} does not keep what is sent: is its disk full?"
+            )
         if difference := program.check(_outputs(self.name, answer)):
             raise Unsupported(f"device {self.name!r} runs this model wrong: {difference}")
         self._loaded[handle.name] = handle
 
     def _put(self, pipe: Pipe, blob: bytes) -> None:
         name, size = checksum(blob), len(blob)
-        for start in range(0, size, _PIECE):
+        for start in range(0, max(1, size), _PIECE):  # of nothing, too, there is a file
             end = start + _PIECE
             data = base64.b64encode(blob[start:end]).decode()
             ends = {"first": start == 0, "last": end >= size}

@@ -63,6 +63,18 @@ def test_weights_are_sent_once_and_a_damaged_copy_is_missing(tmp_path: Path) -> 
     assert "damaged on their way" in put(agent, checksum(blobs[0]), b"damaged")["reason"]
 
 
+def test_what_is_loaded_next_outlives_the_oldest(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, kept_bytes=100)
+    for n in range(1, 5):  # the example is the oldest
+        request, blobs = load_request(nn.Linear(3, 10 * n), torch.ones(1, 3))
+        missing = ask(agent, "load", **request)["missing"]
+        for blob in blobs:
+            if checksum(blob) in missing:
+                put(agent, checksum(blob), blob)
+        assert "outputs" in ask(agent, "load", **request)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_an_unknown_operation_is_unsupported(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     request, blobs = load_request(nn.Linear(3, 2), torch.ones(1, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from gpsearch import HLSTM, HLSTMCell, UserError, compact
 from gpsearch.candidate import Architecture
-from gpsearch.exporting import exported
+from gpsearch.exporting import arguments_on, exported
 from gpsearch.exporting.agent import Program as InNumpy
 from gpsearch.exporting.program import checksum, packed, relative_error
 from gpsearch.tasks.speech import SpeechModel
@@ -91,6 +92,34 @@ def test_assorted_functions_are_equal_in_numpy() -> None:
     assert in_numpy(Assorted().eval(), torch.randint(0, 7, (2, 9))) <= 1e-5
 
 
+class Typed(nn.Module):
+    """What could be mistaken for a constant of the example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3)
+
+    def forward(self, ids: Tensor, x: Tensor) -> Tensor:
+        assert x.type() == "torch.DoubleTensor"
+        first: Any = x[0, 0]
+        filled = torch.full_like(x, first) + torch.full_like(x, 2.0)
+        words: Tensor = self.embedding(ids.type(torch.long))
+        return words + torch.max(x, filled).type(torch.float32)
+
+
+def test_a_value_of_another_type_or_shape_is_no_constant() -> None:
+    model = Typed().eval()
+    ids, x = torch.tensor([0, 1, 2], dtype=torch.int32), torch.randn(3, 3, dtype=torch.float64)
+    program = exported(model, (ids, x))
+    other = torch.tensor([4, 4, 3], dtype=torch.int32), torch.randn(3, 3, dtype=torch.float64)
+    (found,) = InNumpy(program.text, program.weights).run(*(one.numpy() for one in other))
+    torch.testing.assert_close(torch.from_numpy(found), model(*other))
+
+
+def test_no_sequences_are_a_batch_too() -> None:
+    assert in_numpy(HLSTM(3, 4, gate_hidden=(2,)).eval(), torch.randn(5, 0, 3)) == 0
+
+
 class Deciding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
@@ -109,6 +138,13 @@ class Overwriting(nn.Module):
         return view + 1
 
 
+class Writing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.zeros(3)
+        y[:] = x
+        return y
+
+
 class Half(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.to(torch.bfloat16)
@@ -121,11 +157,23 @@ class Half(nn.Module):
         (Summing(), "torch.Tensor.cumsum has no counterpart"),
         (Overwriting(), "overwrites a value that it uses again"),
         (Half(), "bfloat16; use float32"),
+        (Writing(), "writes into a tensor by its index"),
     ],
 )
 def test_what_cannot_be_exported_says_why(model: nn.Module, reason: str) -> None:
     with pytest.raises(UserError, match=f"^unsupported: .*{reason}"):
         exported(model, (torch.randn(3),))
+
+
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+def test_a_softmax_needs_its_axis() -> None:
+    with pytest.raises(UserError, match="softmax without an axis; name one"):
+        exported(nn.Softmax(), (torch.randn(3),))
+
+
+def test_an_example_is_a_tuple() -> None:
+    with pytest.raises(UserError, match=r"\(x,\) instead of x"):
+        arguments_on("cpu", torch.ones(1, 3))
 
 
 def test_a_recurrent_layer_is_one_operation_however_long() -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from gpsearch.cli import app
 from gpsearch.errors import UserError
+from gpsearch.testing import template
 
 
 def test_new_writes_a_package_and_says_what_comes_next(
@@ -26,6 +27,23 @@ def test_new_writes_a_package_and_says_what_comes_next(
         assert next_step in result.output.splitlines()[-1]
     again = CliRunner().invoke(app, ["plugin", "new", "board"])
     assert isinstance(again.exception, UserError)
+
+
+def test_a_name_may_hold_the_template_s_own(tmp_path: Path) -> None:
+    template.write("profiler", "my_demo", tmp_path / "d")
+    assert 'name = "gpsearch-my-demo"' in (tmp_path / "d" / "pyproject.toml").read_text()
+    assert (tmp_path / "d" / "gpsearch_my_demo.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [("profiler", "cpu", "a device is called 'cpu' already"),
+     ("task", "speech", "a task is called 'speech' already")],
+)  # fmt: skip
+def test_a_name_is_given_once(tmp_path: Path, kind: str, name: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        template.write(kind, name, tmp_path / "d")
+    assert not (tmp_path / "d").exists()
 
 
 def test_check_fails_on_a_profiler_that_breaks_the_contract_and_says_why() -> None:

@@ -12,7 +12,8 @@ import torch
 from gpsearch.profilers.cpu import CpuProfiler  # type: ignore[import-not-found]
 from torch import nn
 
-from gpsearch.profiling import Host, check, measure
+from gpsearch.cell import HLSTMCell
+from gpsearch.profiling import Host, check, measure, stored_bytes
 from gpsearch.profiling.rapl import PerfEvents, Sources, Surroundings
 from gpsearch.testing import ProfilerConformance
 from tests.test_rapl import zone
@@ -102,6 +103,14 @@ def test_peak_memory_is_weights_example_and_what_lives_beside_them() -> None:
     floats = 100 * 1000 + 1000 * 10 + 100 + 1000 + 10
     # A few buffers of the matrix product's own may come on top.
     assert 4 * floats <= cpu.peak_memory(handle) <= 4 * floats * 1.05
+
+
+def test_a_state_may_be_among_the_arguments() -> None:
+    cpu, state = CpuProfiler(), (torch.zeros(1, 4), torch.zeros(1, 4))
+    handle = cpu.load(HLSTMCell(3, 4, gate_hidden=(2,)), (torch.ones(1, 3), state))
+    assert len(cpu.run([handle], [0, 0])) == 2
+    assert [one.shape for one in cpu.outputs(handle)] == [(1, 4), (1, 4)]
+    assert cpu.peak_memory(handle) > stored_bytes(*handle) > 4 * (3 + 4 + 4)
 
 
 def test_a_real_model_is_about_as_fast_as_itself(tmp_path: Path) -> None:

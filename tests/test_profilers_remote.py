@@ -276,6 +276,22 @@ def test_many_models_do_not_fill_the_device(tmp_path: Path) -> None:
         assert len(device.run(handles[:2], [1, 0, 1])) == 3  # loaded again
 
 
+def test_a_model_may_lack_weights(tmp_path: Path) -> None:
+    with closing(RemoteProfiler(shell(tmp_path), "small")) as device:
+        assert len(device.run([device.load(nn.ReLU(), EXAMPLE)], [0, 0])) == 2
+
+
+def test_a_device_that_keeps_nothing_is_found_out(tmp_path: Path) -> None:
+    found = "part.replace(self._path(blob))"
+    assert found in AGENT.read_text(encoding="utf-8")
+    edit = f"source = source.replace({found!r}, {'return {}'!r})"
+    with (
+        closing(RemoteProfiler(shell(tmp_path, edit), "full")) as device,
+        pytest.raises(DeviceCrashed, match="'full' does not keep what is sent: is its disk full"),
+    ):
+        device.load(nn.Linear(3, 2), EXAMPLE)
+
+
 def test_devices_without_a_place_say_what_to_give() -> None:
     for name, form in (("ssh", "ssh:HOST"), ("remote", "remote:COMMAND")):
         assert form in find_device(name).probe().unavailable["latency_s"]

@@ -149,6 +149,14 @@ def test_what_cannot_be_a_stream_is_named(layer, state, message):
         Stream(layer, state=state)
 
 
+def test_a_layer_that_trains_again_is_no_stream():
+    layer = HLSTM(3, 8, gate_hidden=(6,), gate_dropout=0.5).eval()
+    stream = Stream(layer)
+    layer.train()
+    with pytest.raises(UserError, match="in training mode; call eval"):
+        stream(torch.randn(1, 3))
+
+
 def test_a_model_goes_on_from_a_stream():
     layer, head = made(HLSTM(3, 4), "torch"), nn.Linear(4, 2)
     stream = Stream(layer)

@@ -164,12 +164,12 @@ def profile(
         raise UserError("profile: give a folder with model.pt, a candidate's file, or --sweep")
     learned = _learned(model, task, data)
     is_candidate = model.suffix == ".toml"
-    profiler = profiling.find(device)
-    if is_candidate:
-        network = untrained(model, learned, here=profiler.probe().here)
-    else:
-        network = _made_for(learned, model / "model.pt")
-    reading = read_costs(profiler, network, learned, energy=energy, estimate_w=estimate_energy)
+    with closing(profiling.find(device)) as profiler:
+        if is_candidate:
+            network = untrained(model, learned, here=profiler.probe().here)
+        else:
+            network = _made_for(learned, model / "model.pt")
+        reading = read_costs(profiler, network, learned, energy=energy, estimate_w=estimate_energy)
     typer.echo(reading_lines(reading), nl=False)
 
 

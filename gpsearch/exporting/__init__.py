@@ -20,11 +20,12 @@ from gpsearch.exporting import agent, functions
 from gpsearch.exporting.agent import machine, seconds_of
 from gpsearch.exporting.onnx import to_onnx
 from gpsearch.exporting.program import Program, checksum, packed
-from gpsearch.exporting.recording import record
+from gpsearch.exporting.recording import arguments_on, record
 
 __all__ = [
     "AGENT",
     "Program",
+    "arguments_on",
     "checksum",
     "exported",
     "functions",

@@ -133,10 +133,10 @@ class Cell:
     def run(self, xs: Array, h: Array, c: Array) -> tuple[Array, Array]:
         """Return h and c at every step."""
         steps, batch = xs.shape[:2]
-        products = xs.reshape(steps * batch, -1) @ self.ih
+        products = xs.reshape(steps * batch, xs.shape[2]) @ self.ih
         if self.bias is not None:
             products += self.bias
-        products = products.reshape(steps, batch, -1)
+        products = products.reshape(steps, batch, self.ih.shape[1])
         hs = np.empty((steps, *h.shape), h.dtype)
         cs = np.empty_like(hs)
         for t in range(steps):
@@ -164,7 +164,7 @@ class Cell:
 
 
 def _per_gate(z: Array) -> Array:
-    return z.reshape(len(z), 4, -1).transpose(1, 0, 2)
+    return z.reshape(len(z), 4, z.shape[1] // 4).transpose(1, 0, 2)
 
 
 def _last_two_swapped(weight: Array) -> Array:
@@ -394,10 +394,12 @@ class Agent:
 
     Args:
         folder: Where weights are kept, by their sha256.
+        kept_bytes: How many of them.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, kept_bytes: int = KEPT_BYTES) -> None:
+        self.folder, self.kept_bytes = folder, kept_bytes
+        self.wanted: list[str] = []
         self.programs: dict[str, tuple[Program, list[Array]]] = {}
 
     def put(self, blob: str, data: str, first: bool, last: bool) -> Json:
@@ -415,6 +417,7 @@ class Agent:
 
     def load(self, name: str, program: Json, weights: str, layout: Json, example: str) -> Json:
         """Make a program ready and return its outputs for the example; or say what is missing."""
+        self.wanted = [weights, example]
         blobs, values = self._bytes(weights), self._bytes(example)
         if blobs is None or values is None:
             known = {weights: blobs, example: values}
@@ -449,10 +452,11 @@ class Agent:
 
     def _forget_oldest(self) -> None:
         files = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        needed = [self._path(blob) for blob in self.wanted]  # by what is loaded next
         total = 0
         for path in files:
             total += path.stat().st_size
-            if total > KEPT_BYTES and path != files[0]:
+            if total > self.kept_bytes and path != files[0] and path not in needed:
                 path.unlink()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gpsearch.errors import Unsupported
-from gpsearch.exporting.recording import Recorder, writer
+from gpsearch.exporting.recording import WRITERS, Recorder, writer
 
 # Element by element
 
@@ -94,15 +94,23 @@ def _masked_fill(r: Recorder, y: Tensor, x: Tensor, mask: Tensor, value: Any) ->
     r.write("where", [mask, _like(value, y.dtype), x], y)
 
 
-@writer("to", "float", "double", "long", "int", "type_as", "clone", "contiguous", "detach")
+@writer("to", "float", "double", "long", "int", "type", "type_as", "clone", "contiguous", "detach")
 @writer("dropout", "feature_dropout", "alpha_dropout")
-def _same(r: Recorder, y: Tensor, x: Tensor, *args: Any, training: bool = False, **_: Any) -> None:
+def _same(r: Recorder, y: Any, x: Tensor, *args: Any, training: bool = False, **_: Any) -> None:
+    if isinstance(y, str):
+        return  # what type() says without arguments
     if training:
         raise Unsupported("dropout in training mode; call eval() on the model")
     if y.dtype == x.dtype:
         r.alias(y, x)
     else:
         r.write("cast", [x], y, dtype=_dtype_name(y.dtype))
+
+
+@writer("full_like")
+def _full_like(r: Recorder, y: Tensor, x: Tensor, fill_value: Any, **_: Any) -> None:
+    if r.is_recorded(fill_value):
+        r.write("expand", [_cast(r, fill_value, y.dtype)], y, shape=list(y.shape))
 
 
 # Shapes
@@ -138,8 +146,8 @@ def _last_two(r: Recorder, y: Tensor, x: Tensor) -> None:
 
 @writer("cat", "concat", "concatenate")
 def _cat(r: Recorder, y: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
-    parts = [_cast(r, one, y.dtype) for one in tensors if one.numel()]
-    r.write("concat", parts, y, axis=dim % y.dim())
+    some = [one for one in tensors if one.numel()] or tensors
+    r.write("concat", [_cast(r, one, y.dtype) for one in some], y, axis=dim % y.dim())
 
 
 @writer("stack")
@@ -247,7 +255,9 @@ _reduced("max", ["amax"])
 
 @writer("max")
 def _max(r: Recorder, y: Any, x: Tensor, dim: Any = None, keepdim: bool = False) -> None:
-    if dim is None:
+    if isinstance(dim, Tensor):
+        WRITERS["maximum"](r, y, x, dim)
+    elif dim is None:
         r.write("max", [x], y, axes=list(range(x.dim())), keepdims=False)
     else:
         r.write("max", [x], y[0], axes=[dim % x.dim()], keepdims=keepdim)
@@ -267,8 +277,10 @@ for _name in ("softmax", "log_softmax"):
 
     @writer(_name)
     def _softmax(
-        r: Recorder, y: Tensor, x: Tensor, dim: int, *_: Any, op: str = _name, **__: Any
+        r: Recorder, y: Tensor, x: Tensor, dim: int | None, *_: Any, op: str = _name, **__: Any
     ) -> None:
+        if dim is None:
+            raise Unsupported(f"{op} without an axis; name one")
         r.write(op, [_cast(r, x, y.dtype)], y, axis=dim % x.dim())
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
 
-from gpsearch.errors import Unsupported
+from gpsearch.errors import Unsupported, UserError
 from gpsearch.exporting.program import Array, Op, Program
 
 Writer = Callable[..., None]
@@ -26,12 +26,12 @@ WRITERS: dict[str, Writer] = {}
 """How a call of each torch function is written down, by the function's name."""
 
 _METADATA = {
-    "size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "type",
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous",
     "is_floating_point", "is_complex", "data_ptr", "storage_offset", "element_size", "get_device",
     "__len__", "__hash__", "shape", "ndim", "device", "dtype", "layout", "requires_grad", "is_cuda",
     "is_meta", "is_sparse", "is_quantized", "is_leaf", "grad_fn", "grad", "names", "nbytes",
     "itemsize", "is_nested", "is_mkldnn", "is_inference", "is_same_size",
-    "new_zeros", "new_ones", "new_empty", "zeros_like", "ones_like", "empty_like", "full_like",
+    "new_zeros", "new_ones", "new_empty", "zeros_like", "ones_like", "empty_like",
 }  # fmt: skip
 """What may be asked of a value without looking at its numbers."""
 
@@ -92,6 +92,8 @@ class Recorder(TorchFunctionMode):
             called = resolve_name(func) or name
             if results:
                 raise Unsupported(f"{called} has no counterpart in an exported program")
+            if name == "__setitem__":
+                raise Unsupported("the model writes into a tensor by its index")
             raise Unsupported(f"what the model does depends on its data, by {called}")
         self._forgive_overwriting(results)
         WRITERS[name](self, result, *args, **kwargs)
@@ -163,7 +165,7 @@ def record(model: nn.Module, example: tuple[Any, ...]) -> Program:
         UserError: It does what no program can, such as loops that end by what they see; the
             message says what.
     """
-    called_with = pytree.tree_map_only(Tensor, lambda one: one.detach().cpu().clone(), example)
+    called_with = arguments_on("cpu", example)
     arguments = list(_tensors(called_with))
     recorder = Recorder(arguments)
     with torch.no_grad():
@@ -179,6 +181,20 @@ def record(model: nn.Module, example: tuple[Any, ...]) -> Program:
         [as_array(one) for one in arguments],
         [as_array(one) for one in outputs],
     )
+
+
+def arguments_on(device: torch.device | str, example: tuple[Any, ...] | Tensor) -> tuple[Any, ...]:
+    """Return copies on a device of a call's arguments, tensors or tuples of them.
+
+    Raises:
+        UserError: It is a tensor, of which a call would take every row for an argument.
+    """
+    if isinstance(example, Tensor):
+        raise UserError("an example is a tuple of a call's arguments: (x,) instead of x")
+    copied: tuple[Any, ...] = pytree.tree_map_only(
+        Tensor, lambda one: one.detach().to(device, copy=True), example
+    )
+    return copied
 
 
 def as_array(value: Tensor) -> Array:

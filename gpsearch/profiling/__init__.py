@@ -22,6 +22,7 @@ For devices that do not run torch there are `exported` and `to_onnx` of `gpsearc
 from gpsearch.exporting import (
     AGENT,
     Program,
+    arguments_on,
     checksum,
     exported,
     machine,
@@ -40,6 +41,7 @@ from gpsearch.profiling.device import (
     Watched,
     Worker,
     arrays_of,
+    stored_bytes,
 )
 from gpsearch.profiling.host import Host, waiting
 from gpsearch.profiling.measuring import AA_GATE, Reading, check, measure
@@ -62,6 +64,7 @@ __all__ = [
     "Reading",
     "Watched",
     "Worker",
+    "arguments_on",
     "arrays_of",
     "check",
     "checksum",
@@ -73,6 +76,7 @@ __all__ = [
     "measure",
     "packed",
     "seconds_of",
+    "stored_bytes",
     "to_onnx",
     "waiting",
 ]

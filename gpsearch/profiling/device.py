@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from gpsearch.profiling.host import HERE
 
@@ -84,7 +85,7 @@ class DeviceProfiler(Protocol):
     def probe(self) -> DeviceFacts:
         """Say what the device is and what it can; cheap, and without side effects."""
 
-    def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> Any:
+    def load(self, model: nn.Module, example: tuple[Any, ...]) -> Any:
         """Return a handle to a copy of ``model`` that is ready to run on ``example`` there.
 
         Raises:
@@ -176,3 +177,9 @@ def arrays_of(output: Any) -> tuple[np.ndarray[Any, np.dtype[Any]], ...]:
     if isinstance(output, Mapping):
         output = output.values()
     return tuple(array for part in output if part is not None for array in arrays_of(part))
+
+
+def stored_bytes(model: nn.Module, example: tuple[Any, ...]) -> int:
+    """Return the bytes of a model's weights and buffers and of a call's arguments."""
+    given = (one for one in pytree.tree_leaves(example) if isinstance(one, Tensor))
+    return sum(one.nbytes for one in (*model.parameters(), *model.buffers(), *given))

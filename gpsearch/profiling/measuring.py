@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from gpsearch.errors import UserError
+from gpsearch.exporting import arguments_on
 from gpsearch.profiling import latency
 from gpsearch.profiling.device import (
     DeviceFacts,
@@ -66,7 +67,7 @@ class Reading:
 def measure(
     device: DeviceProfiler,
     model: nn.Module,
-    example: tuple[Tensor, ...],
+    example: tuple[Any, ...],
     *,
     reference: nn.Module | None = None,
     reference_name: str = "reference",
@@ -98,9 +99,11 @@ def measure(
         host: The machine that measures; the present one if None.
 
     Raises:
-        UserError: The device cannot run models, or its profiler breaks the contract.
+        UserError: The device cannot run models, its profiler breaks the contract, or the example
+            is a tensor instead of a tuple of them.
     """
     facts, host = _usable(device), host or Host()
+    example = arguments_on("cpu", example)
     with host.alone_on(facts.machine) as alone:
         models = [model] if reference is None else [model, reference]
         handles = [device.load(one, example) for one in models]
@@ -126,7 +129,7 @@ def measure(
 def check(
     device: DeviceProfiler,
     model: nn.Module,
-    example: tuple[Tensor, ...],
+    example: tuple[Any, ...],
     *,
     host: Host | None = None,
 ) -> Reading:

@@ -154,7 +154,7 @@ def load_leaves_the_model_alone(bench: Bench) -> None:
         raise CheckFailed(f"load() or run() changed the model's {', '.join(changed)}; copy it")
 
 
-def _state(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Any]:
+def _state(model: nn.Module, example: tuple[Any, ...]) -> dict[str, Any]:
     tensors = {**model.state_dict(keep_vars=True)}
     tensors |= {f"example[{i}]": one for i, one in enumerate(example)}
     state: dict[str, Any] = {name: one.detach().clone() for name, one in tensors.items()}
@@ -219,7 +219,7 @@ def a_handle_is_a_copy(bench: Bench) -> None:
 
 
 def _compare(
-    bench: Bench, outputs: tuple[Any, ...], model: nn.Module, example: tuple[Tensor, ...]
+    bench: Bench, outputs: tuple[Any, ...], model: nn.Module, example: tuple[Any, ...]
 ) -> None:
     with torch.inference_mode():
         wanted = arrays_of(model(*example))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from gpsearch.profiling import DeviceFacts, DeviceProfiler, Host
 
@@ -39,7 +39,7 @@ class SpoiltMeter:
         unlimited = replace(facts, energy_wrap_j=None, power_limit_w=None)
         return replace(unlimited, name=f"{facts.name} spoilt")
 
-    def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> Any:
+    def load(self, model: nn.Module, example: tuple[Any, ...]) -> Any:
         """Load on the author's device."""
         return self._profiler.load(model, example)
 

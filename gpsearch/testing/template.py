@@ -8,6 +8,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from gpsearch import profiling, tasks
 from gpsearch.errors import UserError
 from gpsearch.files import write_text
 
@@ -24,12 +25,18 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
         The files written.
 
     Raises:
-        UserError: The name is none, or the folder is there.
+        UserError: The name is none or taken, or the folder is there.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise UserError(
             f"{name!r} is no name for a {kind}: a letter, then letters, digits or _, all small"
         )
+    what, installed = {
+        "profiler": ("device", profiling.installed),
+        "task": ("task", tasks.installed),
+    }[kind]
+    if name in installed():
+        raise UserError(f"a {what} is called {name!r} already; choose another name")
     if folder.exists():
         raise UserError(f"{folder} exists already; move it away, or give --out")
     source = files("gpsearch.testing") / "templates" / kind
@@ -55,6 +62,5 @@ def _copied(source: Traversable, target: Path, name: str) -> Path:
 def _renamed(text: str, name: str) -> str:
     """Put the name in the place of "demo", in either spelling."""
     camel = "".join(word.capitalize() for word in name.split("_"))
-    return text.replace("gpsearch-demo", f"gpsearch-{name.replace('_', '-')}").replace(
-        "demo", name
-    ).replace("Demo", camel)  # fmt: skip
+    names = {"gpsearch-demo": f"gpsearch-{name.replace('_', '-')}", "demo": name, "Demo": camel}
+    return re.sub("|".join(names), lambda found: names[found[0]], text)
