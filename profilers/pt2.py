@@ -9,6 +9,7 @@ import copy
 import io
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from functools import partial
 from typing import Any
 
@@ -78,8 +79,9 @@ class Pt2Profiler:
 def _through_pt2(model: nn.Module, arguments: tuple[Tensor, ...]) -> nn.Module:
     file = io.BytesIO()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, of its own internals
+        # Of its own internals torch warns, and what it cannot export it prints whole.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
             torch.export.save(torch.export.export(model, arguments), file)
             file.seek(0)
             return torch.export.load(file).module()
