@@ -32,6 +32,7 @@ A map, in reading order:
     objectives  what is minimised, and what must stay below a limit
     pareto      which of many costs no other is better than
     settings    the flags of ``gpsearch run``
+    learned     what data a study or a model has learnt from
     sampling    what to try next
     staircase   latency by a layer's width, and the right edges of its steps
     study       the results folder

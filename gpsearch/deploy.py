@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpsearch import flops, profiling, tasks
+from gpsearch import flops, learned, profiling, tasks
 from gpsearch.candidate import Candidate
 from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.compact import compact
@@ -192,6 +192,7 @@ def _final(folder: Path, number: int, device: str = "") -> dict[str, Any]:
     study = Study(folder)
     settings, space = study.settings, study.space
     task = tasks.find(settings.task, settings.data_path)
+    learned.check(folder, task)
     model = load_model(study.trial_folder(number) / "model.pt")
     with closing(profiling.find(device or settings.device)) as profiler:
         reading = read_costs(

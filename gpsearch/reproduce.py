@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from gpsearch import profiling, tasks
+from gpsearch import learned, profiling, tasks
 from gpsearch.candidate import Candidate, record
 from gpsearch.compact import compact
 from gpsearch.deploy import check_reference, columns, load_model, read_costs, save_model
@@ -143,6 +143,7 @@ class Reproduction:
             check_reference(device, self._reference(task), task)
         keep_freed_memory()
         with locked(self.folder):
+            learned.keep(self.folder, self.comparison.task, task, self.comparison.data_path)
             for seed in range(self.comparison.seeds):
                 for name, candidate in self.candidates.items():
                     if (not only or name in only) and not self._path(name, seed).exists():

@@ -154,7 +154,23 @@ class _Run:
         for step, batch in enumerate(batches):
             share = (self.epoch + step / len(batches)) / self.training.epochs
             total += self._step(batch, learning_rate(self.training, share), step)
-        return total / len(batches)
+        return self._believed(total / len(batches))
+
+    def _believed(self, loss: float) -> float:
+        """Return an epoch's mean loss; one batch's says little, as its sequences may be long."""
+        self.first_loss = self.first_loss or loss
+        if loss > EXPLODED * abs(self.first_loss):
+            raise TrainingFailed(
+                f"the loss is {loss:.4g} in epoch {self.epoch}, after {self.first_loss:.4g} in the "
+                f"first: {self._calmer()}"
+            )
+        return loss
+
+    def _calmer(self) -> str:
+        return (
+            f"lower training.learning_rate ({self.training.learning_rate:g}) or training.clip "
+            f"({self.training.clip:g})"
+        )
 
     def _step(self, batch: Any, rate: float, step: int) -> float:
         for group in self.optimizer.param_groups:
@@ -172,12 +188,9 @@ class _Run:
                 f"({self.training.batch_size}) or architecture.hidden_size"
             ) from error
         value = float(loss.detach())
-        self.first_loss = self.first_loss or value
-        if not math.isfinite(value) or value > EXPLODED * abs(self.first_loss):
+        if not math.isfinite(value):
             raise TrainingFailed(
-                f"the loss is {value:.4g} in epoch {self.epoch}, step {step}: lower "
-                f"training.learning_rate ({self.training.learning_rate:g}) or training.clip "
-                f"({self.training.clip:g})"
+                f"the loss is {value:.4g} in epoch {self.epoch}, step {step}: {self._calmer()}"
             )
         nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
         self.optimizer.step()

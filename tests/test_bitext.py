@@ -88,6 +88,13 @@ def test_pairs_with_an_empty_side_are_left_out_and_told(tmp_path):
     assert found.notes[-1].endswith("the first in line 2")
 
 
+def test_a_side_that_nobody_sees_is_empty(tmp_path):
+    unseen = "\u200b\ufeff \x01"
+    found = load(folder(tmp_path / "d", train_cs=f"ano\n{unseen}\nne\n", train_sk="a\nb\nc\n"))
+    assert [pair.source for pair in found.splits["train"]] == ["ano", "ne"]
+    assert found.notes[-1].endswith("the first in line 2")
+
+
 def test_characters_that_only_look_like_line_ends_split_no_sentence(tmp_path):
     found = load(folder(tmp_path / "data", train_cs="a\u2028b\nc\x85d\n"))
     assert [pair.source for pair in found.splits["train"]] == ["a\u2028b", "c\x85d"]

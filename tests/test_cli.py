@@ -50,7 +50,7 @@ def test_a_run_leaves_the_whole_results_folder(folder):
     names = {path.name for path in folder.iterdir()}
 
     assert names >= {
-        "config.toml", "space.toml", "device.json", "environment.json", "study.db",
+        "config.toml", "data.json", "space.toml", "device.json", "environment.json", "study.db",
         "trials.csv", "pareto.csv", "pareto.json", "pareto.png", "pareto.html", "trials",
     }  # fmt: skip
     rows = list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
@@ -107,6 +107,8 @@ def test_train_and_profile_a_candidate(tmp_path):
     assert (tmp_path / "t" / "history.csv").exists()
     assert call("profile", candidate, *TOY, *TOY_DEVICE)[0] == 0
     assert call("profile", tmp_path / "t", *TOY, *TOY_DEVICE)[0] == 0
+
+    assert json.loads((tmp_path / "t" / "scores.json").read_text()).keys() == {"dev", "test"}
 
     code, _, err = call(*train)
     assert code == 2

@@ -47,7 +47,8 @@ def results(
     rows: list[Row] = []
     for trial, (error, ms) in enumerate(zip(ERRORS, milliseconds, strict=False)):
         latency = {"latency_s": ms / 1e3, "latency_ratio": ms / 4, "flops_effective": 100 - trial}
-        rows += [{"trial": trial, "state": "complete", "metric": metric, "error": error, **latency}]
+        about = {"state": "complete", "metric": metric, "baseline": "dense_lstm" * (trial == 0)}
+        rows += [{"trial": trial, **about, "error": error, **latency}]
         (folder / f"trials/{trial}").mkdir(parents=True)
         (folder / f"trials/{trial}/reading.json").write_text(text)
     shapes = {i: Candidate(Architecture(hidden_size=width)) for i, width in enumerate(widths)}
@@ -92,6 +93,26 @@ def test_latencies_are_ranked_by_the_paired_ratio_too(tmp_path: Path) -> None:
 
     assert [goal.name for goal in found.ranked()] == ["error", "latency", "latency_ratio"]
     assert found.values(RATIO).tolist() == [[1, 1], [0.75, 1.25], [0.5, 0.5], [1.25, 0.25]]
+
+
+def test_ratios_to_other_networks_of_one_name_do_not_compare(tmp_path: Path) -> None:
+    other = results(tmp_path / "b", B, widths=(96, 16, 24, 32))
+    found = Comparison.of(results(tmp_path / "a", A), other)
+
+    assert [goal.name for goal in found.ranked()] == ["error", "latency"]
+
+
+@pytest.mark.parametrize(("digest", "refused"), [("one", False), ("two", True), ("", False)])
+def test_errors_on_other_data_do_not_compare(tmp_path: Path, digest: str, refused: bool) -> None:
+    both = results(tmp_path / "a", A), results(tmp_path / "b", B)
+    for one, noted in zip(both, ("one", digest), strict=True):
+        source = {"task": "speech", "data": "", "digest": noted}
+        (one.folder / "data.json").write_text(json.dumps(source))
+    if refused:
+        with pytest.raises(UserError, match="their data differ"):
+            Comparison.of(*both)
+    else:
+        assert Comparison.of(*both).pairs
 
 
 def test_the_text_says_who_stays_and_how_alike_the_ranks_are(tmp_path: Path) -> None:

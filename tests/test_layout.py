@@ -27,7 +27,7 @@ FLOORS = (
     {"candidate", "groups", "grow", "prune", "compact_units", "flops", "formats", "objectives"},
     {"block_masks", "unit_masks"},
     {"compact", "growprune", "space", "tasks"},
-    {"train", "settings", "sampling"},
+    {"train", "settings", "sampling", "learned"},
     {"staircase"},
     {"study"},
     {"deploy"},

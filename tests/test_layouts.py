@@ -57,7 +57,7 @@ def test_every_bad_line_of_a_manifest_is_named_at_once(tmp_path: Path) -> None:
     rows = """path,text,split
 a.wav,one,train
 b.wav,two,valid
-a.wav,three,dev
+./a.wav,three,dev
 ,four,test
 c.wav,five, six,test
 d.wav

@@ -294,6 +294,26 @@ def test_an_error_that_is_no_number_fails_a_trial(tmp_path):
         run(study)
 
 
+def test_a_limit_of_the_error_is_no_percentage(tmp_path):
+    study = a_study(tmp_path / "toy", constraint=("error<=20",))
+    with pytest.raises(UserError, match=r"'error<=20' is a fraction: 0\.2 is 20 %"):
+        run(study)
+
+
+class Told(ToyTask):
+    """A task that tells its data by a word."""
+
+    digest = "one"
+
+
+def test_data_that_has_changed_is_refused(tmp_path, monkeypatch):
+    study = a_study(tmp_path / "toy", budget=1, task="tests.test_search:Told")
+    run(study)
+    monkeypatch.setattr(Told, "digest", "two")
+    with pytest.raises(UserError, match="learnt from other data"):
+        run(Study(study.folder))
+
+
 def test_energy_without_a_counter_is_refused_at_the_start(tmp_path):
     study = a_study(tmp_path / "toy", objectives="error,energy")
     with pytest.raises(UserError, match="cannot measure energy_j: no counter here"):

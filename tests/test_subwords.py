@@ -31,3 +31,11 @@ def test_special_tokens_say_nothing_and_strange_letters_are_unknown(subwords):
 def test_the_same_sentences_give_the_same_sub_words(subwords):
     again = Subwords.learn(SENTENCES, 40)
     assert again.encode(SENTENCES) == subwords.encode(SENTENCES)
+
+
+def test_a_script_of_many_letters_has_them_all() -> None:
+    letters = [chr(0x4E00 + i) for i in range(1200)]
+    sentences = ["".join(letters[i : i + 12]) for i in range(0, 1200, 6)] * 2
+    vocabulary = Subwords.learn(sentences, 500)
+    numbers = [number for sentence in vocabulary.encode(sentences) for number in sentence]
+    assert numbers.count(UNKNOWN) < 0.01 * len(numbers)

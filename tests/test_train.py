@@ -223,6 +223,17 @@ def test_an_error_that_is_no_number_ends_a_training():
         train(task=LostTask())
 
 
+class UnevenTask(ToyTask):
+    """A task whose sequences, and with them its batches' losses, differ a thousandfold."""
+
+    def loss(self, model, batch):
+        return super().loss(model, batch) * (1000 if batch[1][0] else 1)
+
+
+def test_a_loss_may_be_large_for_some_batches():
+    assert not train(task=UnevenTask(), schedule=Dense()).training
+
+
 class NegativeTask(ToyTask):
     """A task whose loss is a log-likelihood ratio, below zero from the start."""
 

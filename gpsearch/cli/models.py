@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from gpsearch.cli.app import RESULTS, Data, Device, app, resumable
 from gpsearch.errors import UserError
-from gpsearch.files import locked, make_folder, refuse_others
+from gpsearch.files import locked, make_folder, refuse_others, write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,12 +39,13 @@ def train(
 ) -> None:
     """Train one candidate by its schedule, outside a study."""
     folder = out or RESULTS / candidate.stem
-    if (folder / "model.pt").exists():
+    if (folder / "model.pt").exists() and not (folder / "checkpoint.pt").exists():
         raise UserError(f"{folder}: holds a trained model already; choose another --out")
     refuse_others(folder, "training")
 
     import torch
 
+    from gpsearch import learned as sources
     from gpsearch import tasks
     from gpsearch.candidate import Candidate
     from gpsearch.compact import compact
@@ -62,6 +64,7 @@ def train(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     with locked(folder):
+        sources.keep(folder, task, learned, data)
         with Host().sharing() as pause:
             model = grow_and_prune(
                 learned.build(chosen.architecture),
@@ -76,8 +79,9 @@ def train(
             )
         deployed = compact(model, weights=chosen.deployment.weights)
         save_model(deployed, folder / "model.pt")
-        (folder / "checkpoint.pt").unlink()
-    scores = {split: learned.evaluate(deployed, split) for split in ("dev", "test")}
+        scores = {split: learned.evaluate(deployed, split) for split in ("dev", "test")}
+        write_text(folder / "scores.json", json.dumps(scores, indent=2, default=float) + "\n")
+        (folder / "checkpoint.pt").unlink()  # last: a kill while it was scored costs no training
     for split, metrics in scores.items():
         told = (f"{k} {tasks.score_text(k, v, learned)}" for k, v in metrics.items())
         typer.echo(f"{split}: " + ", ".join(told))
@@ -184,11 +188,16 @@ def show(
     n: Annotated[int, typer.Option("-n", help="Examples.")] = 5,
 ) -> None:
     """Show what a model makes of some examples, for a reader to judge."""
+    from gpsearch import learned as sources
     from gpsearch import tasks
 
     if n < 1:
         raise UserError(f"-n {n} should be 1 or more")
     learned = _learned(model, task, data)
+    for folder in (model, _study_of(model)):
+        source = sources.read(folder)
+        if source and task in (None, source.task):
+            sources.check(folder, learned)
     network = _made_for(learned, model / "model.pt")
     if not isinstance(learned, tasks.Showing):
         raise UserError(f"task {learned.name!r} has nothing to show")
@@ -196,16 +205,25 @@ def show(
 
 
 def _learned(model: Path, task: str | None, data: Path | None) -> tasks.Task:
-    """Return what a model has learnt: as is said, as its study says, or else speech."""
+    """Return what a model has learnt: as is said, as it or its study says, or else speech."""
+    from gpsearch import learned as sources
     from gpsearch import tasks
     from gpsearch.study import Study
 
-    trial = model.parent if model.suffix == ".toml" else model
-    study = trial.resolve().parent.parent
+    trial, study = model.parent if model.suffix == ".toml" else model, _study_of(model)
     settings = Study(study).settings if (study / "config.toml").exists() else None
-    name = task or (settings.task if settings else "speech")
-    own = settings.data_path if settings and name == settings.task else None
+    known = sources.read(trial) or (
+        sources.Source(settings.task, settings.data, "") if settings else None
+    )
+    name = task or (known.task if known else "speech")
+    own = Path(known.data) if known and known.data and name == known.task else None
     return tasks.find(name, data or own)
+
+
+def _study_of(model: Path) -> Path:
+    """Return the folder that is a study's, where the model or candidate is a trial's."""
+    trial = model.parent if model.suffix == ".toml" else model
+    return trial.resolve().parent.parent
 
 
 def _made_for(task: tasks.Task, path: Path) -> nn.Module:

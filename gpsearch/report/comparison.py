@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from gpsearch import learned
+from gpsearch.candidate import Architecture
 from gpsearch.errors import UserError
 from gpsearch.files import read_json
 from gpsearch.objectives import OBJECTIVES, Objective
@@ -43,13 +46,14 @@ class Comparison:
         """Pair two results: networks of one study by trial, those of two studies by candidate.
 
         Raises:
-            UserError: A front is empty, or the two are of different tasks, objectives, kinds of
-                values or protocols.
+            UserError: A front is empty, or the two are of different tasks, data, objectives, kinds
+                of values or protocols.
         """
         for one in (first, second):
             if not one.front:
                 raise UserError(f"{one.folder}: has no front to compare")
         goals = _common_goals(first, second)
+        _refuse_other_data(first, second)
         same = _study(first) == _study(second)
         pairs = _by_trial(first, second) if same else _by_candidate(first, second)
         return cls(first, second, goals, tuple(pairs), "trial" if same else "candidate")
@@ -87,6 +91,7 @@ class Comparison:
         """Return what ranks are compared of: the goals, and the paired ratio beside latency."""
         latency = [goal for goal in self.goals if goal.name == "latency"]
         ratio = latency and _reference(self.first) == _reference(self.second) is not None
+        ratio = ratio and _referred_to(self.first) == _referred_to(self.second)
         return [*self.goals, *([RATIO] if ratio else [])]
 
     def hypervolumes(self) -> tuple[float, float]:
@@ -227,6 +232,17 @@ def _common_goals(first: Results, second: Results) -> tuple[Objective, ...]:
     return goals
 
 
+def _refuse_other_data(first: Results, second: Results) -> None:
+    """Refuse errors on different data, where that was noted."""
+    sources = [learned.read(Path(_study(one))) for one in (first, second)]
+    digests = {one.digest for one in sources if one and one.digest}
+    if len(digests) > 1:
+        raise UserError(
+            f"{first.folder} and {second.folder}: their data differ, and errors on other data do "
+            "not compare"
+        )
+
+
 def _refuse_other_origin(first: Results, second: Results, goal: Objective) -> None:
     """Refuse values that never share one front: of another kind, scope or protocol."""
     if goal.name == "error":
@@ -263,6 +279,14 @@ def _reference(results: Results) -> str | None:
     """Return the name of the model that latencies are relative to."""
     reading = _reading(results, results.front[0])
     return reading["reference"] if reading else None
+
+
+def _referred_to(results: Results) -> Architecture | None:
+    """Return the network, of which latencies take an untrained one."""
+    name = _reference(results)
+    named = (row["trial"] for row in results.rows if row.get("baseline") == name)
+    trial = next(named, None)
+    return None if trial is None else results.candidates[trial].architecture
 
 
 def _study(results: Results) -> str:

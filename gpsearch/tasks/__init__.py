@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,10 @@ Split = Literal["train", "dev", "test"]
 
 @runtime_checkable
 class Task(Protocol):
-    """What the search needs of a task; `gpsearch.tasks.speech` is the model to copy."""
+    """What the search needs of a task; `gpsearch.tasks.speech` is the model to copy.
+
+    It may also have a ``digest``, by which other data is noticed: see `digest_of`.
+    """
 
     name: str
     metric: str
@@ -102,6 +106,19 @@ def score_text(name: str, value: float, task: Task) -> str:
 def signatures(task: Task) -> dict[str, str]:
     """Return how a task's metrics are computed, by metric, as far as it tells."""
     return dict(getattr(task, "signatures", {}))
+
+
+def digest(task: Task) -> str:
+    """Return what tells a task's data from other data: its attribute ``digest``, or nothing."""
+    return str(getattr(task, "digest", ""))
+
+
+def digest_of(parts: Iterable[object]) -> str:
+    """Return a digest of data, part by part, by what each is when printed."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(repr(part).encode() + b"\n")
+    return found.hexdigest()[:16]
 
 
 def default_space(name: str) -> str:

@@ -11,10 +11,12 @@ import hashlib
 import html
 import io
 import re
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -270,16 +272,22 @@ def _aligned(
             f"{min(len(sources), len(targets)) + 1:,} of the longer one has no translation"
         )
     both = list(zip(sources, targets, strict=True))
-    broken = [s.number for s, t in both if not (s.text and t.text)]
+    whole = [_is_seen(s.text) and _is_seen(t.text) for s, t in both]
+    broken = [s.number for (s, _), fit in zip(both, whole, strict=True) if not fit]
     if broken:
         notes.append(
             f"{len(broken):,} pairs of {where} left out for an empty side, the first in line "
             f"{broken[0]:,}"
         )
-    found = [Pair(s.text, t.text) for s, t in both if s.text and t.text]
+    found = [Pair(s.text, t.text) for s, t in compress(both, whole)]
     if not found:
         raise UserError(f"{where}: holds no sentence with a translation")
     return found
+
+
+def _is_seen(text: str) -> bool:
+    """Say whether a text has anything but spaces and what no reader sees, such as U+200B."""
+    return any(unicodedata.category(letter)[0] not in "CZ" for letter in text)
 
 
 def looks_tokenised(texts: Iterable[str]) -> bool:

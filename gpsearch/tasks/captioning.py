@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gpsearch.candidate import Architecture, Training
-from gpsearch.tasks import Split, beam, caption_corpus, cider
+from gpsearch.tasks import Split, beam, caption_corpus, cider, digest_of
 from gpsearch.tasks.captions import Caption, Image
 from gpsearch.tasks.neuraltalk import BOUNDARY, NeuralTalk
 
@@ -57,6 +57,7 @@ class CaptioningTask:
     def __init__(self, data: Path | None = None) -> None:
         self.corpus = caption_corpus.load(data)
         self.notes = self.corpus.notes
+        self.digest = digest_of(self.corpus.images)
         train = self.corpus.split("train")
         lengths = sorted(len(caption) for image in train for caption in image.captions)
         self.longest = lengths[int(COVERED * (len(lengths) - 1))]

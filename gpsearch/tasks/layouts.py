@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os.path
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -134,7 +135,8 @@ def _row_problems(rows: list[tuple[int, dict[str, str]]], columns: int) -> Itera
             fields += len(row.get(None, [""])) - 1  # type: ignore[call-overload]
             yield f"line {number}: {fields} fields, {columns} columns (quote texts with commas)"
             continue
-        path, split = row["path"].strip(), row.get("split", "").strip()
+        given, split = row["path"].strip(), row.get("split", "").strip()
+        path = os.path.normpath(given) if given else ""
         if not path:
             yield f"line {number}: no path"
         elif path in seen:

@@ -25,7 +25,7 @@ from gpsearch.candidate import Architecture, Training
 from gpsearch.cell import HLSTM
 from gpsearch.dropout import Dropout
 from gpsearch.errors import UserError
-from gpsearch.tasks import Split, features
+from gpsearch.tasks import Split, digest_of, features
 from gpsearch.tasks import corpus as corpora
 from gpsearch.tasks.ctc import beam_search, greedy
 
@@ -187,6 +187,7 @@ class SpeechTask:
     def __init__(self, data: Path | None = None) -> None:
         self.corpus = corpora.load_an4() if data is None else corpora.load(data)
         self.alphabet = self.corpus.alphabet
+        self.digest = digest_of((u.id, u.split, u.text) for u in self.corpus.utterances)
         self.notes = self.corpus.notes
 
     def build(self, architecture: Architecture) -> SpeechModel:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 PAD, UNKNOWN, START, END = range(4)
+FEWEST_OTHERS = 8
+"""The special tokens, and room for what marks the beginning of a word."""
 
 
 class Subwords:
@@ -24,6 +27,8 @@ class Subwords:
     def learn(cls, sentences: Iterable[str], size: int) -> Subwords:
         """Learn at most ``size`` sub-words, the special tokens and every common letter included.
 
+        Where a script has more letters than half of that, there are as many more.
+
         The same sentences give the same vocabulary, on any number of processors.
 
         Source: Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units"
@@ -31,11 +36,12 @@ class Subwords:
         """
         import sentencepiece
 
-        model = io.BytesIO()
+        sentences, model = list(sentences), io.BytesIO()
+        letters = len(set(unicodedata.normalize("NFKC", "".join(sentences))))
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences), model_writer=model, model_type="bpe",
-            vocab_size=size, hard_vocab_limit=False, num_threads=1, minloglevel=2,
-            pad_id=PAD, unk_id=UNKNOWN, bos_id=START, eos_id=END,
+            vocab_size=max(size, size // 2 + letters + FEWEST_OTHERS), hard_vocab_limit=False,
+            num_threads=1, minloglevel=2, pad_id=PAD, unk_id=UNKNOWN, bos_id=START, eos_id=END,
         )  # fmt: skip
         return cls(model.getvalue())
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gpsearch.candidate import Architecture, Training
-from gpsearch.tasks import Split, beam
+from gpsearch.tasks import Split, beam, digest_of
 from gpsearch.tasks.bitext import Bitext, load, looks_tokenised
 from gpsearch.tasks.bleu import bleu
 from gpsearch.tasks.seq2seq import LONGEST, Seq2Seq
@@ -63,6 +63,7 @@ class TranslationTask:
 
     def __init__(self, data: Path | None = None) -> None:
         self.corpus: Bitext = load(data)
+        self.digest = digest_of(self.corpus.splits.items())
         pairs = self.corpus.splits["train"]
         size = min(max(len(pairs) // PAIRS_PER_SUBWORD, FEWEST), MOST)
         self.vocabularies = tuple(Subwords.learn(side, size) for side in zip(*pairs, strict=True))
