@@ -23,7 +23,7 @@ from gpsearch.schedule import Schedule
 from gpsearch.tasks import Task
 
 EXPLODED = 100.0
-"""A loss this many times the first one is as lost as NaN."""
+"""An epoch whose loss is this many times the first one's is as lost as NaN."""
 
 
 class TrainingFailed(RuntimeError):

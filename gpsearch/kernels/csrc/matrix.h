@@ -24,7 +24,7 @@ INLINE vf from_halves(const void *at)
     return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(*(const __m256i_u *)at), 16);
 }
 #elif VW == 8
-/* The instruction for it takes two to three times as long on Zen 3, and about as long elsewhere. */
+/* By loads: on Zen 3 the instruction for it takes twice as long, or longer. */
 INLINE vf gather(const float *x, const uint16_t *at)
 {
     uint64_t a, b;
