@@ -133,6 +133,17 @@ def constraint(text: str) -> Constraint:
     return Constraint(text.strip(), column, limit)
 
 
+def refuse_percentages(limits: Sequence[Constraint]) -> None:
+    """Refuse a limit of an error that is a fraction which every network meets: 20 for 0.2.
+
+    Raises:
+        UserError: There is one.
+    """
+    for limit in limits:
+        if limit.column == "error" and limit.limit > 1:
+            raise UserError(f"--constraint: the error in {limit.text!r} is a fraction: 0.2 is 20 %")
+
+
 def front(
     rows: Sequence[Mapping[str, Any]],
     goals: Sequence[Objective],

@@ -13,7 +13,6 @@ import math
 import random
 import time
 import traceback
-from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -37,11 +36,10 @@ from gpsearch.errors import Unsupported, UserError
 from gpsearch.files import write_text
 from gpsearch.growprune import sketch
 from gpsearch.kernels.memory import keep_freed_memory
-from gpsearch.objectives import Constraint, front
+from gpsearch.objectives import front, refuse_percentages
 from gpsearch.profiling import Host, Reading
 from gpsearch.sampling import Proposal, SpaceExhausted, propose
 from gpsearch.study import Row, Study
-from gpsearch.tasks import Task
 from gpsearch.train import Epoch, grow_and_prune
 
 if TYPE_CHECKING:
@@ -113,7 +111,8 @@ class Search:
         self.facts = self.device.probe()
         check_device(self.facts, self.settings)
         self.task = tasks.find(self.settings.task, self.settings.data_path)
-        _refuse_percent(self.settings.limits, self.task)
+        if tasks.unit(self.task) == "%":
+            refuse_percentages(self.settings.limits)
         learned.keep(study.folder, self.settings.task, self.task, self.settings.data_path)
         for note in self.task.notes:
             listener.note(note)
@@ -332,13 +331,6 @@ class Search:
             row = remeasure(self.study.folder, number)
             self.study.save_final(number, row)
             self.listener.final_ends(number, row)
-
-
-def _refuse_percent(limits: Sequence[Constraint], task: Task) -> None:
-    """Refuse a limit of the error that every network meets: 20 for what is 0.2."""
-    for limit in limits:
-        if limit.column == "error" and limit.limit > 1 and tasks.unit(task) == "%":
-            raise UserError(f"--constraint: the error in {limit.text!r} is a fraction: 0.2 is 20 %")
 
 
 def _ends_the_study(failure: Exception, number: int) -> bool:

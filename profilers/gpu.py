@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gpsearch.errors import UserError
 from gpsearch.profiling import (
@@ -34,7 +34,7 @@ from gpsearch.profiling import (
 )
 from gpsearch.profiling.zeus import AmdBoard, Chip, SocMeter
 
-Handle = tuple[nn.Module, tuple[Tensor, ...]]
+Handle = tuple[nn.Module, tuple[Any, ...]]
 
 _MEASURABLE = ("latency_s", "energy_j", "peak_memory_bytes")
 _SLOWED = {

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gpsearch.errors import Unsupported
 from gpsearch.profiling import API_VERSION, DeviceFacts, arguments_on, machine, seconds_of
@@ -76,7 +76,7 @@ class Pt2Profiler:
         """Nothing is held."""
 
 
-def _through_pt2(model: nn.Module, arguments: tuple[Tensor, ...]) -> nn.Module:
+def _through_pt2(model: nn.Module, arguments: tuple[Any, ...]) -> nn.Module:
     file = io.BytesIO()
     try:
         # Of its own internals torch warns, and what it cannot export it prints whole.
