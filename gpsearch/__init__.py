@@ -23,6 +23,7 @@ A map, in reading order:
     stream      a layer over sequences that come step by step
     quantize    recurrent weights rounded to 16 or 8 bits
     compact_units  which units a model has, who makes them and who reads them
+    computed    weights that are computed when they are read
     flops       how many FLOPs and weights a model has
     exporting   a model as a flat program, for devices without torch: numpy, ONNX
     profiling   `measure`: a model on a device; `find_device`: a device by its name

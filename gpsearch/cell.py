@@ -79,8 +79,8 @@ class HLSTMCell(Gated):
         if hx is None:
             zeros = input.new_zeros(shape)
             hx = zeros, zeros
-        elif hx[0].shape != shape or hx[1].shape != shape:  # a call would cost more, at every step
-            _check_state(hx, shape)
+        elif not (len(hx) == 2 and hx[0].shape == hx[1].shape == shape):
+            _check_state(hx, shape)  # whose call would cost more, at every step
         if input.dim() == 2:
             return self._step(input, *hx, gates)
         h, c = self._step(input.unsqueeze(0), hx[0].unsqueeze(0), hx[1].unsqueeze(0), gates)
@@ -137,6 +137,9 @@ class HLSTM(Gated):
         gate_direct: Add a direct affine path beside the hidden layers.
         gate_norm: Layer norm over each gate's hidden units, before the activation.
     """
+
+    proj_size = 0
+    """As of a `torch.nn.LSTM` that does not project its state."""
 
     def __init__(
         self,
@@ -196,7 +199,10 @@ class HLSTM(Gated):
             weight.dtype,
             gate_hidden=(),
         )
-        hlstm.load_state_dict(lstm.state_dict())
+        own = {name: getattr(lstm, name) for name, _ in hlstm.named_parameters()}  # or computed
+        hlstm.load_state_dict({name: weight.detach() for name, weight in own.items()})
+        for name, parameter in hlstm.named_parameters():
+            parameter.requires_grad_(own[name].requires_grad)
         return hlstm.train(lstm.training)
 
     def use_masks(self, masks: Mapping[str, Tensor]) -> None:
@@ -260,13 +266,16 @@ class HLSTM(Gated):
             return self._forward_packed(input, hx)
         _check_input(input, self.input_size, (2, 3))
         if input.dim() == 2:
-            hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+            if hx is not None:
+                _check_state(hx, (self.num_layers * self._directions, self.hidden_size))
+                hx = hx[0].unsqueeze(1), hx[1].unsqueeze(1)
             output, (h, c) = self._run(input.unsqueeze(1), hx, lengths)
             return output.squeeze(1), (h.squeeze(1), c.squeeze(1))
         output, state = self._run(input.transpose(0, 1) if self.batch_first else input, hx, lengths)
         return output.transpose(0, 1) if self.batch_first else output, state
 
     def _forward_packed(self, packed: PackedSequence, hx: State | None) -> tuple[Any, State]:
+        _check_input(packed.data, self.input_size, (2, 2))
         x, lengths = pad_packed_sequence(packed)
         output, state = self._run(x, hx, lengths)
         order = packed.sorted_indices
@@ -280,6 +289,8 @@ class HLSTM(Gated):
         """Run time-major sequences through all layers."""
         steps, batch = x.shape[:2]
         lengths = _checked_lengths(lengths, steps, batch)
+        if hx is not None:
+            _check_pair(hx)
         if decoder := self.decoder(batch, x, *(hx or ())):
             return decoder.run(x, hx and self._initial(x, hx), lengths)
         hx = self._initial(x, hx)
@@ -390,15 +401,20 @@ def _density(*masks: Tensor) -> float:
 def _check_input(input: Tensor, size: int, dims: tuple[int, int]) -> None:
     shape = input.shape
     if len(shape) not in dims:
-        raise UserError(
-            f"the input has {len(shape)} dimensions; it should have {dims[0]} or {dims[1]}"
-        )
+        wanted = " or ".join(map(str, sorted(set(dims))))
+        raise UserError(f"the input has {len(shape)} dimensions; it should have {wanted}")
     if shape[-1] != size:
         raise UserError(f"the input has {shape[-1]} features; input_size is {size}")
 
 
+def _check_pair(hx: State) -> None:
+    if isinstance(hx, Tensor) or len(hx) != 2:
+        raise UserError("the initial state is no pair (h, c) of tensors")
+
+
 def _check_state(hx: State, shape: tuple[int, ...]) -> None:
     """Refuse a state of another shape, naming the part."""
+    _check_pair(hx)
     for name, state in zip(("h", "c"), hx, strict=True):
         if state.shape != shape:
             raise UserError(f"the initial {name} is {list(state.shape)}, not {list(shape)}")
@@ -410,6 +426,8 @@ def _checked_lengths(lengths: Tensor | None, steps: int, batch: int) -> Tensor |
         raise UserError("the input has no time steps; it should have at least 1")
     if lengths is None or not batch:
         return None
+    if not isinstance(lengths, Tensor):
+        raise UserError(f"lengths is a {type(lengths).__name__}; it should be a tensor of integers")
     if lengths.shape != (batch,):
         raise UserError(f"lengths has the shape {list(lengths.shape)}; it should be [{batch}]")
     if lengths.dtype is torch.bool or lengths.is_floating_point() or lengths.is_complex():

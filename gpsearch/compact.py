@@ -8,7 +8,6 @@ biases, and a unit that no live row reads gets zero rows. Then the units without
 
 from __future__ import annotations
 
-import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -20,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.compact_units import Link, Place, Units, ends, families, input_size, reading
+from gpsearch.computed import copied
 from gpsearch.errors import UserError
 from gpsearch.formats import choose, hooked
 from gpsearch.quantize import quantize_weights
@@ -72,10 +72,7 @@ def compact(model: nn.Module, *, weights: str = "float32", here: bool = True) ->
     Raises:
         UserError: A ``compaction_chain`` names no submodule, or there is no such type of weights.
     """
-    # What `torch.nn.utils.prune` has computed with gradients cannot be copied as it is.
-    held = [one for module in model.modules() for one in vars(module).values()]
-    computed = [one for one in held if isinstance(one, Tensor) and not one.is_leaf]
-    small = copy.deepcopy(model, {id(one): one.detach().clone() for one in computed}).eval()
+    small = copied(model).eval()
     _cut(small)
     while quantize_weights(small, weights):
         _cut(small)
@@ -305,7 +302,7 @@ def _is_layer(module: nn.Module) -> bool:
         return type(module).forward is nn.LSTM.forward and not module.proj_size
     if isinstance(module, nn.Linear):
         return type(module).forward is nn.Linear.forward and "weight" in module._parameters
-    return isinstance(module, HLSTM)
+    return isinstance(module, HLSTM) and type(module).forward is HLSTM.forward
 
 
 def _passes(module: nn.Module, alone: bool) -> bool:

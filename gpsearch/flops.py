@@ -7,7 +7,6 @@ count leaves out what zero weights would have done: a zero weight is a pruned we
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections import defaultdict
@@ -22,6 +21,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.rnn import PackedSequence
 
 from gpsearch.cell import HLSTM, HLSTMCell
+from gpsearch.computed import copied, own_weights
 from gpsearch.errors import UserError
 from gpsearch.profiling import Quantity, arguments_on
 from gpsearch.quantize import narrow_bytes, recurrent_matrices
@@ -64,14 +64,14 @@ def count(model: nn.Module, example: tuple[Any, ...]) -> dict[str, Quantity]:
     Raises:
         UserError: The model has weights but no countable product, or one that cannot be counted.
     """
-    copied = copy.deepcopy(model).cpu().eval()
+    own = copied(model).cpu().eval()
     inputs = arguments_on("cpu", example)
     with torch.no_grad(), _separate_attention():
-        uses, outputs = _observe(copied, inputs)
+        uses, outputs = _observe(own, inputs)
         products = {use: _products(use, calls) for use, calls in uses.items()}
         recurrent = sum(all_ for use, (all_, _) in products.items() if isinstance(use, _RECURRENT))
         _replay(outputs)
-        dense = 2 * (recurrent + _traced(copied, inputs))
+        dense = 2 * (recurrent + _traced(own, inputs))
     effective = dense - 2 * sum(all_ - live for all_, live in products.values())
     if dense == 0 and any(True for _ in model.parameters()):
         raise UserError(f"{type(model).__name__} has weights, but no matrix product was found")
@@ -168,7 +168,7 @@ def _applications(module: nn.Module, read: Tensor | PackedSequence, out: Any) ->
 
 def _products(module: nn.Module, applications: list[int]) -> tuple[int, int]:
     """Return the multiply-adds of a module's weights, of all and of those that are not zero."""
-    matrices = [one for one in module.parameters(recurse=False) if one.dim() >= 2]
+    matrices = [one for one in own_weights(module) if one.dim() >= 2]
     times = sum(applications)
     return (
         times * sum(one.numel() for one in matrices),

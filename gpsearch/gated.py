@@ -36,6 +36,8 @@ class Gated(Packable):
         gate_norm: bool,
     ) -> None:
         super().__init__()
+        if not isinstance(gate_hidden, Sequence):
+            raise UserError(f"gate_hidden={gate_hidden!r} should be a sequence of widths: (128,)")
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
         self.gate_hidden, self.activation = tuple(gate_hidden), activation
         self.gate_dropout, self.gate_direct, self.gate_norm = gate_dropout, gate_direct, gate_norm

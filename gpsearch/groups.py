@@ -62,28 +62,40 @@ class Units:
 def weights(model: nn.Module, prunable: Callable[[str], bool] | None = None) -> dict[str, Weight]:
     """Collect the prunable weights of any module: its parameters of two or more dimensions.
 
+    Those that need no gradient are left alone. One that has two names, as of tied weights, has one
+    mask, by its first name.
+
     Args:
         model: Linear, Conv, Embedding, nn.LSTM, GRU, HLSTM and whatever is built of them.
-        prunable: Says of a parameter's dotted name whether it may be pruned; None takes all.
+        prunable: Says of a parameter's dotted name whether it may be pruned; None takes all. Of
+            tied weights every name has to be.
+
+    Raises:
+        UserError: An embedding's gradients are sparse.
     """
-    found: dict[str, Weight] = {}
-    seen: set[nn.Parameter] = set()  # one that has two names, as of tied weights, has one mask
+    found: dict[nn.Parameter, Weight] = {}
+    refused: set[nn.Parameter] = set()
     for prefix, module in model.named_modules():
         for short, parameter in module.named_parameters(prefix, recurse=False):
-            if parameter.dim() < 2 or parameter in seen:
+            if parameter.dim() < 2 or not parameter.requires_grad:
                 continue
-            if prunable is None or prunable(short):
-                seen.add(parameter)
-                found[short] = Weight(
-                    short, parameter, _gates(module, short), _layer(prefix, short)
-                )
-    return found
+            if prunable is not None and not prunable(short):
+                refused.add(parameter)
+            elif parameter not in found:
+                if getattr(module, "sparse", False) is True:
+                    raise UserError(
+                        f"{short}: gradients of sparse=True have no masks; leave it out"
+                    )
+                layer = _layer(prefix, short)
+                found[parameter] = Weight(short, parameter, _gates(module, short), layer)
+    return {one.name: one for parameter, one in found.items() if parameter not in refused}
 
 
-def _gates(module: nn.Module, name: str) -> int:
+def _gates(module: nn.Module, name: str = "") -> int:
     """Count the gates stacked in a parameter; what projects an LSTM's state is one matrix."""
     projects = name.rpartition(".")[2].startswith("weight_hr_")
-    return 1 if projects else GATES.get(type(module), 1)
+    found = (count for kind, count in GATES.items() if isinstance(module, kind))
+    return 1 if projects else next(found, 1)
 
 
 def groups(weights: dict[str, Weight], scope: Scope) -> list[list[Piece]]:
@@ -117,8 +129,8 @@ def units(model: nn.Module, prunable: dict[str, Weight]) -> list[Units]:
         dot = f"{prefix}." if prefix else ""
         if isinstance(module, HLSTM | HLSTMCell):
             found += _hlstm_units(dot, dict(module.named_parameters()), module)
-        elif type(module) in (nn.LSTM, nn.GRU):
-            found += _rnn_units(dot, module, GATES[type(module)])
+        elif isinstance(module, nn.LSTM | nn.GRU):
+            found += _rnn_units(dot, module, _gates(module))
         elif f"{dot}weight" in prunable:
             found.append(_row_units(dot, module))
     return [u for u in found if all(name in prunable for name in _matrices(model, u))]
@@ -132,7 +144,9 @@ def _matrices(model: nn.Module, units: Units) -> list[str]:
 def _row_units(dot: str, module: nn.Module) -> Units:
     """Units of a linear, convolutional or embedding layer: the rows of its weight."""
     weight = module.get_parameter("weight")
-    bias = [(f"{dot}bias", 0)] if getattr(module, "bias", None) is not None else []
+    # A transposed convolution's rows are its inputs.
+    biased = getattr(module, "bias", None) is not None and not getattr(module, "transposed", False)
+    bias = [(f"{dot}bias", 0)] if biased else []
     return Units(dot[:-1] or "rows", weight.shape[0], [(f"{dot}weight", 0), *bias])
 
 

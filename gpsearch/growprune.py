@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ class GrowPrune:
         schedule: A schedule, or the name of one with its default numbers.
         epochs: Epochs of the whole run, of which the schedule's times are shares.
         prunable: Says of a parameter's dotted name whether it may be pruned; None takes every
-            parameter of two or more dimensions.
+            parameter of two or more dimensions. What needs no gradient is left alone.
         seed: Of the random seed network and of random growth.
 
     Attributes:
@@ -48,7 +49,8 @@ class GrowPrune:
             True is awake. Whole-unit pruning masks the units' biases too.
 
     Raises:
-        UserError: There is no such schedule, or the model has no units for ``row_column``.
+        UserError: There is no such schedule, ``epochs`` is below 1, the model has no units for
+            ``row_column``, or an embedding's gradients are sparse.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class GrowPrune:
         prunable: Callable[[str], bool] | None = None,
         seed: int = 0,
     ) -> None:
+        if epochs < 1:
+            raise UserError(f"epochs = {epochs} should be 1 or more")
         self.model, self.optimizer, self.epochs = model, optimizer, epochs
         self.schedule = _schedule(schedule)
         self._weights = grouping.weights(model, prunable)
@@ -119,7 +123,8 @@ class GrowPrune:
         Returns:
             What was done, or None.
         """
-        if error is not None and not self._pruned_once:
+        self._refuse_other_parameters()
+        if error is not None and math.isfinite(error) and not self._pruned_once:
             self._reference = error if self._reference is None else min(error, self._reference)
         update = self.schedule.update(self._progress(epoch, error))
         if update is None:
@@ -129,23 +134,30 @@ class GrowPrune:
         self._pruned_once |= update.event == "prune"
         if update.event == "prune" or self._begins_cycle(update):
             self._last_good = self._snapshot()
+        before = {name: mask.clone() for name, mask in self.masks.items()}
         if update.prune_to is not None:
             self._prune(update.prune_to)
         if update.grow_to is not None:
-            self._grow(update.grow_to, losses)
+            self._grow(update.grow_to, losses, before)
         self.hold()
         return update
 
     def hold(self, model: nn.Module | None = None) -> None:
         """Set dormant weights, and the optimizer's moments for them, to zero.
 
-        Whoever changes `masks` by hand calls this next.
+        Whoever changes `masks` by hand calls this next. (With ``row_column`` such a change lasts
+        until the next update, which goes by whole units.)
 
         Args:
             model: Another module with the same parameter names, such as a running average of the
                 weights (`torch.optim.swa_utils.AveragedModel.module`); None is the model itself.
+
+        Raises:
+            UserError: That module has no parameter of such a name.
         """
         parameters = dict((model or self.model).named_parameters())
+        if lacking := sorted(self.masks.keys() - parameters.keys()):
+            raise UserError(f"hold: that model has no parameter {lacking[0]!r}; is it its module?")
         self._awake = {
             name: prepared(mask, self._held[name])
             for name, mask in self.masks.items()
@@ -163,6 +175,7 @@ class GrowPrune:
 
     def release(self) -> None:
         """Remove the hooks; the weights keep their zeros until something else changes them."""
+        self._holding = False
         self._compute_with({})
         for hook in self._hooks:
             hook.remove()
@@ -170,7 +183,7 @@ class GrowPrune:
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the model's and the optimizer's own state."""
         return {
-            "masks": self.masks,
+            "masks": {name: mask.clone() for name, mask in self.masks.items()},
             "structure": self._structure.state_dict(),
             "generator": self._generator.get_state(),
             "reference": self._reference,
@@ -180,7 +193,17 @@ class GrowPrune:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Take back what `state_dict` returned.
+
+        Raises:
+            UserError: It is of another model, or of a schedule with another structure.
+        """
+        shapes = [{name: mask.shape for name, mask in masks.items()}
+                  for masks in (self.masks, state["masks"])]  # fmt: skip
+        if shapes[0] != shapes[1]:
+            raise UserError("the masks are those of another model, or of other prunable weights")
+        if state["structure"].keys() != self._structure.state_dict().keys():
+            raise UserError("the masks are those of a schedule with another structure")
         self._load_masks(state)
         self._generator.set_state(state["generator"])
         self._reference = state["reference"]
@@ -188,6 +211,21 @@ class GrowPrune:
         self._gate_closed = state["gate_closed"]
         self._last_good = state["last_good"]
         self.hold()
+
+    def __getstate__(self) -> Any:
+        """Refuse to be copied: the hooks would stay with the first model and optimizer."""
+        raise UserError(
+            "GrowPrune cannot be copied: make one for the copied model and optimizer, and let its "
+            "load_state_dict take this one's state_dict"
+        )
+
+    def _refuse_other_parameters(self) -> None:
+        for name, parameter in self._held.items():
+            if self.model.get_parameter(name) is not parameter:
+                raise UserError(
+                    f"{name} is another parameter than it was: after load_state_dict(assign=True) "
+                    "and the like make GrowPrune anew"
+                )
 
     # What lives and dies together
 
@@ -208,10 +246,14 @@ class GrowPrune:
         sizes = {name: weight.parameter.detach().abs() for name, weight in self._weights.items()}
         self._structure.prune(self._structure.scores(sizes), density)
 
-    def _grow(self, density: float, losses: Callable[[], Iterable[Tensor]]) -> None:
+    def _grow(
+        self,
+        density: float,
+        losses: Callable[[], Iterable[Tensor]],
+        before: Mapping[str, Tensor],
+    ) -> None:
         self._structure.offer()
         scores, slopes = self._growth_scores(losses)
-        before = {name: mask.clone() for name, mask in self.masks.items()}
         self._structure.grow(scores, density)
         if self.schedule.grown_init == "step":
             self._step_grown(before, slopes)
@@ -231,12 +273,12 @@ class GrowPrune:
         parameters = {name: weight.parameter for name, weight in self._weights.items()}
         kept = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         self.model.zero_grad()
-        self._holding = False
+        held, self._holding = self._holding, False
         self._compute_with({})
         try:
             return gradients(parameters, losses(), self.schedule.growth_batches)
         finally:
-            self._holding = True
+            self._holding = held
             for parameter, grad in kept:  # biases take part in the pass, not in its result
                 parameter.grad = grad
 
@@ -245,11 +287,12 @@ class GrowPrune:
         for prefix, module in self.model.named_modules():
             if isinstance(module, HLSTM):
                 dot = f"{prefix}." if prefix else ""
-                own = (name for name, _ in module.named_parameters(recurse=False))
-                module.use_masks({n: masks[dot + n] for n in own if dot + n in masks})
+                own = [name for name, _ in module.named_parameters(recurse=False)]
+                if any(dot + name in self.masks for name in own):  # else it is another's to tell
+                    module.use_masks({n: masks[dot + n] for n in own if dot + n in masks})
 
-    def _step_grown(self, before: dict[str, Tensor], slopes: dict[str, Tensor]) -> None:
-        """Move woken weights one gradient step away from zero."""
+    def _step_grown(self, before: Mapping[str, Tensor], slopes: dict[str, Tensor]) -> None:
+        """Move woken weights one gradient step away from zero; what was awake before is none."""
         rates = {
             id(p): float(group["lr"])
             for group in (self.optimizer.param_groups if self.optimizer else [])
@@ -303,6 +346,7 @@ class GrowPrune:
         hooks: list[Any] = [
             parameter.register_post_accumulate_grad_hook(self._mask_grad(name))  # type: ignore[no-untyped-call]
             for name, parameter in self._held.items()
+            if parameter.requires_grad
         ]
         if self.optimizer is not None:
             hooks.append(self.optimizer.register_step_post_hook(self._after_step))

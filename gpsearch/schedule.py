@@ -127,6 +127,27 @@ class _Sparse:
             raise ValueError(f"growth_batches = {self.growth_batches} should be 0 or more")
 
 
+@dataclass(frozen=True)
+class _Window:
+    """The epochs in which weights are woken, or pruned: from one to another, every so many."""
+
+    first: int
+    last: int
+    every: int
+
+    def due(self, epoch: int) -> bool:
+        """Say whether a step is taken before this epoch."""
+        return self.first <= epoch <= self.last and (epoch - self.first) % self.every == 0
+
+    def part(self, epoch: int) -> float:
+        """Return how much of the way is done with the step before this epoch.
+
+        The last step completes it even where ``every`` does not divide the window.
+        """
+        is_last = epoch + self.every > self.last
+        return 1.0 if is_last else (epoch + 1 - self.first) / (self.last + 1 - self.first)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dense:
     """Every weight, all the time: no masks."""
@@ -176,6 +197,10 @@ class _Pruning(_Sparse):
         if not self.tolerance >= 0:  # nor is NaN
             raise ValueError(f"tolerance = {self.tolerance} should be 0 or more")
 
+    def _pruning_window(self, epochs: int) -> _Window:
+        last = min(round(self.prune_end * epochs), epochs - 1)
+        return _Window(min(round(self.prune_start * epochs), last), last, self.prune_every)
+
     def _pruning(self, now: Progress, peak: float, *, again: bool = False) -> Update | None:
         """Return the pruning step due now on the cubic fall from ``peak``.
 
@@ -184,20 +209,16 @@ class _Pruning(_Sparse):
             peak: The density before the first step.
             again: The network was pruned before, so that the first step is judged, too.
         """
-        last = min(round(self.prune_end * now.epochs), now.epochs - 1)
-        first = min(round(self.prune_start * now.epochs), last)
-        if now.gate_closed or now.epoch < first:
+        window = self._pruning_window(now.epochs)
+        if now.gate_closed or now.epoch < window.first:
             return None
         if now.epoch == now.epochs:
             return None if self._regained(now) else Update("restore")
-        if now.epoch > last or (now.epoch - first) % self.prune_every:
+        if not window.due(now.epoch):
             return None
-        if (again or now.epoch > first) and not self._regained(now):
+        if (again or now.epoch > window.first) and not self._regained(now):
             return Update("restore")
-        # The last step reaches the final density even where prune_every does not divide the window.
-        is_last = now.epoch + self.prune_every > last
-        part = 1.0 if is_last else (now.epoch + 1 - first) / (last + 1 - first)
-        target = cubic(peak, self.final_density, part)
+        target = cubic(peak, self.final_density, window.part(now.epoch))
         return Update("prune", prune_to=target) if target < now.density else None
 
     def _regained(self, now: Progress) -> bool:
@@ -215,7 +236,8 @@ class GMP(_Pruning):
 
     def phase(self, now: Progress) -> str:
         """Name the phase: dense, prune, retrain."""
-        return _phase(now, dense=self.prune_start, prune=self.prune_end)
+        window = self._pruning_window(now.epochs)
+        return _phase(now, dense=window.first, prune=window.last + 1)
 
     def update(self, now: Progress) -> Update | None:
         """Prune along the cubic curve."""
@@ -261,9 +283,10 @@ class GP(_Pruning):
     def phase(self, now: Progress) -> str:
         """Name the phase: seed, grow, train, prune, retrain."""
         part, now = self._cycle(now)
+        growth, pruning = part._growth_window(now.epochs), part._pruning_window(now.epochs)
         return _phase(
-            now, seed=part.grow_start, grow=part.grow_end, train=part.prune_start,
-            prune=part.prune_end,
+            now, seed=growth.first, grow=growth.last + 1, train=pruning.first,
+            prune=pruning.last + 1,
         )  # fmt: skip
 
     def update(self, now: Progress) -> Update | None:
@@ -274,35 +297,45 @@ class GP(_Pruning):
             return Update("restore")
         return part._growing(own) or part._pruning(own, peak=part.peak_density, again=again)
 
+    def _growth_window(self, epochs: int) -> _Window:
+        """Return when to grow: before pruning begins, also where rounding puts both in one epoch.
+
+        Where pruning begins with the run there is no such time.
+        """
+        last = min(round(self.grow_end * epochs), self._pruning_window(epochs).first - 1)
+        return _Window(max(0, min(round(self.grow_start * epochs), last)), last, self.grow_every)
+
+    def _pruning_window(self, epochs: int) -> _Window:
+        """Return when to prune: not in the first epoch, which a sparse seed needs to grow in."""
+        window = super()._pruning_window(epochs)
+        first = min(max(window.first, 1), epochs - 1)
+        return replace(window, first=first, last=max(window.last, first))
+
     def _growing(self, now: Progress) -> Update | None:
         """Return the growth step due now on the straight way from the seed to the peak."""
-        first = round(self.grow_start * now.epochs)
-        # Growth ends before pruning begins, also where rounding puts both in one epoch.
-        last = min(round(self.grow_end * now.epochs), round(self.prune_start * now.epochs) - 1)
-        if now.gate_closed or not first <= now.epoch <= last:
+        window = self._growth_window(now.epochs)
+        if now.gate_closed or not window.due(now.epoch):
             return None
-        if (now.epoch - first) % self.grow_every:
-            return None
-        is_last = now.epoch + self.grow_every > last
-        part = 1.0 if is_last else (now.epoch + 1 - first) / (last + 1 - first)
+        part = window.part(now.epoch)
         target = self.seed_density + part * (self.peak_density - self.seed_density)
         return Update("grow", grow_to=target) if target > now.density else None
 
     def _cycle(self, now: Progress) -> tuple[GP, Progress]:
         """Return the current cycle as a run of its own: its schedule and the progress within it."""
-        if self.cycles == 1:
+        cycles = min(self.cycles, now.epochs)
+        if cycles == 1:
             return self, now
-        index = min(now.epoch * self.cycles // now.epochs, self.cycles - 1)
+        index = min(now.epoch * cycles // now.epochs, cycles - 1)
         # The first epoch of part k is the first whose index is k: the ceiling of k E / cycles.
-        begin, end = (-(-k * now.epochs // self.cycles) for k in (index, index + 1))
-        fall = (self.final_density / self.seed_density) ** (1 / self.cycles)
+        begin, end = (-(-k * now.epochs // cycles) for k in (index, index + 1))
+        fall = (self.final_density / self.seed_density) ** (1 / cycles)
         seed = self.seed_density * fall**index
         part = replace(
             self,
             cycles=1,
             seed_density=seed,
             peak_density=max(seed, min(1.0, seed * self.peak_density / self.seed_density)),
-            final_density=self.final_density if index == self.cycles - 1 else seed * fall,
+            final_density=self.final_density if index == cycles - 1 else seed * fall,
         )
         return part, replace(now, epoch=now.epoch - begin, epochs=end - begin)
 
@@ -333,7 +366,7 @@ class _Rewiring(_Sparse):
 
     def phase(self, now: Progress) -> str:
         """Name the phase: rewire, retrain."""
-        return _phase(now, rewire=self.rewire_end)
+        return _phase(now, rewire=round(self.rewire_end * now.epochs))
 
     def update(self, now: Progress) -> Update | None:
         """Replace a cosine-annealed share of the awake weights."""
@@ -390,14 +423,10 @@ def check_choice(name: str, value: object, choices: Any) -> None:
         raise UserError(f"{name} = {value!r} is not one of {known}")
 
 
-def _phase(now: Progress, **ends: float) -> str:
-    """Return the first phase that has not ended yet, else "retrain"."""
-    for name, end in ends.items():
-        # A growth or pruning window includes the epoch of its last update.
-        inside = name in ("grow", "prune")
-        if now.epoch < round(end * now.epochs) + inside:
-            return name
-    return "retrain"
+def _phase(now: Progress, **ends: int) -> str:
+    """Return the first phase whose end, an epoch that is not its own any more, is yet to come."""
+    found = (name for name, end in ends.items() if now.epoch < end)
+    return next(found, "retrain")
 
 
 def _check_share(name: str, value: float, *, above_zero: bool = False) -> None:

@@ -74,7 +74,8 @@ class Stream:
         """Take the next step of every sequence, and return the last layer's outputs.
 
         Raises:
-            UserError: The input is not ``[batch, input_size]``, or the layer is in training mode.
+            UserError: The input is not ``[batch, input_size]``; or, where the layer runs by torch,
+                it is in training mode.
         """
         running = self._running
         if running is None:

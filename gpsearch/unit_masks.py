@@ -100,7 +100,8 @@ class UnitMasks:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the masks do not tell."""
-        return {"alive": self.alive.clone(), "initial": self.initial}
+        initial = {name: row.clone() for name, row in self.initial.items()}
+        return {"alive": self.alive.clone(), "initial": initial}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""

@@ -12,6 +12,7 @@ import tempfile
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["GPSEARCH_LOCKS"] = tempfile.mkdtemp(prefix="gpsearch-locks-")
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
@@ -26,6 +27,12 @@ LONGEST = (
     "decode", "translation", "cell", "reproduce", "benchmarks", "compact", "kernels", "testing",
 )  # fmt: skip
 """The test files that take longest, from the longest on."""
+
+
+@pytest.fixture
+def untyped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test give what the annotations forbid, as a user may: nothing checks them there."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

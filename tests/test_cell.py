@@ -540,3 +540,54 @@ def test_weights_elsewhere_than_the_input_are_torchs_error(training: bool) -> No
     layer = HLSTM(3, 4, gate_hidden=(2,), device="meta")
     with torch.set_grad_enabled(training), pytest.raises(RuntimeError, match="device"):
         layer(torch.randn(5, 2, 3))
+
+
+@pytest.mark.parametrize("features", [1, 6, 60])
+@pytest.mark.parametrize("density", [0.1, 1.0])
+def test_packed_sequences_of_other_features_are_refused(features: int, density: float) -> None:
+    model = HLSTM(8, 64, gate_hidden=(24,))
+    if density < 1:  # the kernels of few weights read by the sizes of the masks
+        masks = {n: torch.rand(p.shape) < density for n, p in model.named_parameters()}
+        model.use_masks({name: mask for name, mask in masks.items() if mask.dim() == 2})
+    packed = pack_padded_sequence(torch.randn(2, 32, features), [2] * 32)
+    for mode in (True, False):
+        with pytest.raises(UserError, match=f"has {features} features; input_size is 8"):
+            model.train(mode)(packed)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_what_is_of_another_type_is_named() -> None:
+    with pytest.raises(UserError, match=r"gate_hidden=32 should be a sequence of widths: \(128,\)"):
+        HLSTM(3, 4, gate_hidden=32)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="lengths is a list; it should be a tensor of integers"):
+        HLSTM(3, 4)(torch.zeros(5, 2, 3), lengths=[5, 3])
+
+
+@pytest.mark.usefixtures("untyped")
+def test_a_state_that_is_no_pair_is_refused() -> None:
+    model, cell = HLSTM(3, 4), HLSTMCell(3, 4)
+    h = torch.zeros(1, 2, 4)
+    for state in (h, (h,), (h, h, h)):
+        with pytest.raises(UserError, match=r"no pair \(h, c\)"):
+            model(torch.zeros(5, 2, 3), state)
+    with pytest.raises(UserError, match=r"no pair \(h, c\)"):
+        cell(torch.zeros(2, 3), (h[0], h[0], h[0]))
+
+
+def test_the_state_of_one_sequence_is_named_as_it_should_be() -> None:
+    state = torch.zeros(1, 1, 4), torch.zeros(1, 1, 4)
+    with pytest.raises(UserError, match=r"the initial h is \[1, 1, 4\], not \[1, 4\]"):
+        HLSTM(3, 4)(torch.zeros(5, 3), state)
+
+
+def test_a_frozen_lstm_stays_frozen() -> None:
+    lstm = nn.LSTM(3, 4, bidirectional=True)
+    lstm.weight_hh_l0.requires_grad_(False)
+    frozen = [n for n, p in HLSTM.from_lstm(lstm).named_parameters() if not p.requires_grad]
+    assert frozen == ["weight_hh_l0"]
+
+
+def test_an_lstm_that_torch_prunes_is_taken_over_as_it_computes() -> None:
+    lstm, x = nn.LSTM(3, 4), torch.randn(5, 2, 3)
+    prune.random_unstructured(lstm, "weight_hh_l0", 0.5)
+    torch.testing.assert_close(HLSTM.from_lstm(lstm)(x)[0], lstm(x)[0])

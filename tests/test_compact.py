@@ -527,3 +527,30 @@ def test_it_can_be_trained_on():
     model(torch.randn(5, 2, 2)).sum().backward()
 
     assert all(p.grad is not None for p in model.parameters())
+
+
+class Residual(HLSTM):
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Any:
+        y, state = super().forward(x)
+        assert isinstance(y, Tensor)
+        return y + x, state
+
+
+class Chain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = Residual(8, 8, gate_hidden=(6,)), nn.Linear(8, 2)
+
+    def compaction_chain(self) -> list[str]:
+        return ["first", "last"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.first(x)[0])
+        return out
+
+
+def test_a_layer_with_a_forward_of_its_own_keeps_its_outputs() -> None:
+    model = Chain()
+    with torch.no_grad():
+        model.last.weight[:, 2:] = 0
+    assert_equal(model, compact(model), torch.randn(5, 3, 8))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -367,3 +367,11 @@ def test_products_count_though_what_they_choose_leaves_the_trace() -> None:
     found = values(Chooser(), torch.zeros(1, 7))
     cell = 4 * ((5 + 5) * 4 + 4 * 5)
     assert found["flops_dense"] == 2 * (7 * 5 + 4 * cell + 3 * 5 * 9)
+
+
+def test_what_torch_prunes_counts_by_what_is_left() -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8)), torch.zeros(1, 8)
+    prune.random_unstructured(model[0], "weight", 32)
+    model(x)  # weights that have been computed with gradients cannot be copied as they are
+    found = values(model, x)
+    assert (found["flops_dense"], found["flops_effective"]) == (128, 64)

@@ -2,6 +2,7 @@ import pytest
 from torch import nn
 
 from gpsearch.cell import HLSTM, HLSTMCell
+from gpsearch.errors import UserError
 from gpsearch.groups import groups, units, weights
 
 
@@ -84,3 +85,44 @@ def test_a_cell_has_the_families_of_a_layer():
     model = HLSTMCell(3, 2, gate_hidden=(5,))
 
     assert len(units(model, weights(model))) == 1 + 4
+
+
+class Own(nn.LSTM):
+    pass
+
+
+class OwnHLSTM(HLSTM):
+    pass
+
+
+@pytest.mark.parametrize(("own", "known"), [(Own, nn.LSTM), (OwnHLSTM, HLSTM)])
+def test_a_subclass_has_the_gates_and_units_of_its_class(own, known):
+    a, b = own(3, 2), known(3, 2)
+    assert sizes(a, "matrix") == sizes(b, "matrix")
+    assert [u.name for u in units(a, weights(a))] == [u.name for u in units(b, weights(b))]
+
+
+def test_what_needs_no_gradient_is_left_alone():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    assert weights(model).keys() == {"1.weight"}
+
+
+def test_of_tied_weights_every_name_has_to_be_prunable():
+    model = nn.ModuleDict({"embedding": nn.Embedding(5, 3), "output": nn.Linear(3, 5)})
+    model["output"].weight = model["embedding"].weight
+
+    assert weights(model).keys() == {"embedding.weight"}
+    for one in ("embedding", "output"):
+        assert weights(model, lambda name, one=one: one not in name) == {}
+
+
+def test_the_rows_of_a_transposed_convolution_are_its_inputs():
+    layer = nn.ConvTranspose1d(6, 4, 3)
+    (rows,) = units(layer, weights(layer))
+    assert (rows.count, rows.rows) == (6, [("weight", 0)])
+
+
+def test_gradients_without_places_for_masks_are_refused():
+    with pytest.raises(UserError, match=r"0.weight: gradients of sparse=True have no masks"):
+        weights(nn.Sequential(nn.Embedding(5, 3, sparse=True)))

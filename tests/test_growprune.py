@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -492,3 +493,93 @@ def test_dormant_weights_of_a_sparse_layer_have_gradients_where_growth_looks() -
         grad = hlstm.get_parameter(name).grad
         assert grad is not None
         assert not grad[~masks.masks[name]].any()
+
+
+def test_frozen_weights_and_biases_stay_as_they_are():
+    model = a_model()
+    model[0].requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    before = model[0].weight.clone()
+    for structure in ("element", "row_column"):
+        masks = GrowPrune(model, None, GMP(structure=structure, prune_start=0.0), 4)
+        masks.update(0, losses(model))
+        assert masks.masks.keys() >= {"2.weight"}
+    assert torch.equal(model[0].weight, before)
+
+
+def test_an_error_that_is_no_number_is_no_reference():
+    model = a_model()
+    masks = GrowPrune(model, None, GMP(prune_start=0.5, prune_end=1.0, final_density=0.1), 6)
+    for epoch, error in enumerate([None, 0.3, float("nan"), 0.3, 0.3, 0.3]):
+        masks.update(epoch, losses(model), error)
+    assert masks.density == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_state_is_no_view_of_what_comes_after():
+    model = a_model()
+    for structure in ("element", "row_column"):
+        masks = GrowPrune(model, None, GMP(structure=structure, prune_start=0.0), 2)
+        state, before = masks.state_dict(), masks.density
+        masks.update(0, losses(model))
+        assert masks.density < before
+        masks.load_state_dict(state)
+        assert masks.density == before
+
+
+def test_a_state_of_another_kind_is_refused_and_changes_nothing():
+    def of(model, **options):
+        return GrowPrune(model, None, GMP(prune_start=0.0, **options), 2)
+
+    masks = of(nn.Linear(9, 6))
+    for other, fault in (
+        (of(nn.Linear(1, 6)), "of another model"),
+        (of(nn.Linear(9, 6, bias=False), structure="row_column"), "another structure"),
+    ):
+        other.update(0, losses(other.model))
+        with pytest.raises(UserError, match=fault):
+            masks.load_state_dict(other.state_dict())
+        assert masks.density == 1
+
+
+def test_what_would_lose_its_hooks_is_refused():
+    model = a_model()
+    masks = GrowPrune(model, None, "gmp", 2)
+    with pytest.raises(UserError, match="cannot be copied"):
+        copy.deepcopy(masks)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    masks.hold(average.module)
+    with pytest.raises(UserError, match=r"no parameter '0.weight'; is it its module"):
+        masks.hold(average)
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    with pytest.raises(UserError, match=r"0.weight is another parameter .* make GrowPrune anew"):
+        masks.update(0, losses(model))
+
+
+def test_a_run_has_an_epoch():
+    with pytest.raises(UserError, match="epochs = 0 should be 1 or more"):
+        GrowPrune(a_model(), None, "gp", 0)
+
+
+def test_two_may_have_parts_of_one_model():
+    model = nn.Sequential(HLSTM(6, 64, gate_hidden=(32,)), HLSTM(64, 64, gate_hidden=(32,)))
+    both = [
+        GrowPrune(
+            model, None, GMP(prune_start=0.0, prune_end=0.0), 1, prunable=lambda n, p=p: p in n
+        )
+        for p in ("0.", "1.")
+    ]
+    for masks in both:
+        masks.update(0, list)
+    assert all(layer._patterns for layer in model)
+
+
+def test_a_step_is_for_what_was_not_awake_before():
+    model = a_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e6)
+    schedule = RigL(final_density=0.5, drop_fraction=0.9, grown_init="step")
+    masks = GrowPrune(model, optimizer, schedule, 4)
+    before, awake_before = {n: p.clone() for n, p in model.named_parameters()}, awake(masks)
+    masks.update(1, losses(model))
+    for name, mask in masks.masks.items():
+        kept = mask & awake_before[name]
+        assert torch.equal(model.get_parameter(name)[kept], before[name][kept])

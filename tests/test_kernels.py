@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gpsearch.cell import HLSTM
 from gpsearch.kernels.compiled import compiled
 from gpsearch.kernels.dormant import clear_dormant, prepared
 from gpsearch.kernels.fused import fused
@@ -25,6 +26,7 @@ from gpsearch.kernels.products import linear, mkl_is_fast, room_like, torch_is_f
 from gpsearch.kernels.recurrence import ACTIVATIONS, plain, recurrence
 from gpsearch.kernels.sequence import Padded
 from gpsearch.kernels.sparse import kernels_for_sparse, sparse
+from gpsearch.kernels.tiles import put_product
 from tests.recurrent import Layer, assert_same, layer, leaves, results
 
 KERNELS = {name: cast(Native, native(name)) for name in available()}
@@ -460,3 +462,22 @@ def test_a_batch_that_leaves_most_lanes_idle_takes_narrower_vectors_or_none(
     assert kernels_for_sparse(kernels, vector, [few, None]) is None
     assert kernels_for_sparse(kernels, 16, [few, many]) is kernels
     assert kernels_for_sparse(kernels, 15, [few, many]) is None  # few sequences want more zeros
+
+
+@pytest.mark.usefixtures("untyped")
+@each_kernels
+def test_a_product_that_is_none_is_refused_before_anything_is_read(kernels: Native) -> None:
+    for right, out in (((5, 6), (3, 6)), ((4, 6), (3, 5))):
+        with pytest.raises(ValueError, match="no product of"):
+            put_product(kernels, torch.ones(3, 4), torch.ones(right), torch.empty(out))
+
+
+def test_gradients_whose_sign_is_only_noted() -> None:
+    model, x = HLSTM(5, 16, gate_hidden=(8,)), torch.randn(6, 20, 5)
+    weights = tuple(model.parameters())
+    out = model(x)[0]
+    grad = torch.randn_like(out)
+    wanted = torch.autograd.grad(out, weights, -grad, retain_graph=True)
+    found = torch.autograd.grad(out, weights, torch._neg_view(grad))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)

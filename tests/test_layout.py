@@ -18,7 +18,7 @@ from gpsearch.space import Space, built_in
 ROOT = Path(__file__).parents[1]
 
 FLOORS = (
-    {"errors", "dropout"},
+    {"errors", "dropout", "computed"},
     {"files", "kernels"},
     {"inference"},
     {"gated", "exporting"},

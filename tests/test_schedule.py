@@ -197,3 +197,46 @@ def test_a_misspelt_name_is_named_with_those_there_are(kind, name, choices):
 
 def test_every_schedule_is_known_by_its_name():
     assert list(SCHEDULES) == ["gp", "gmp", "set", "rigl", "selfish", "dense"]
+
+
+shares = st.floats(0, 1)
+
+
+@given(
+    times=st.lists(shares, min_size=4, max_size=4).map(sorted),
+    densities=st.lists(st.floats(0.02, 1), min_size=3, max_size=3).map(sorted),
+    fewer=st.booleans(),
+    every=st.integers(1, 3),
+    cycles=st.integers(1, 4),
+    epochs=st.integers(2, 15),
+)
+def test_gp_ends_at_its_final_density_however_short_the_run(
+    times, densities, fewer, every, cycles, epochs
+):
+    low, middle, peak = densities
+    seed, final = (middle, low) if fewer or cycles > 1 else (low, middle)
+    schedule = GP(
+        seed_density=seed, peak_density=peak, final_density=final, cycles=cycles,
+        grow_start=times[0], grow_end=times[1], prune_start=times[2], prune_end=times[3],
+        grow_every=every, prune_every=every,
+    )  # fmt: skip
+    assert walk(schedule, epochs)[-1][1] == round(final, 3)
+
+
+@given(
+    epochs=st.integers(1, 15),
+    cycles=st.integers(1, 3),
+    start=st.floats(0, 1),
+    kind=st.sampled_from([GP, GMP]),
+)
+def test_a_phase_is_called_by_what_happens_in_it(epochs, cycles, start, kind):
+    if kind is GP:
+        schedule = GP(cycles=cycles)
+    else:
+        schedule = GMP(prune_start=start, prune_end=max(start, 0.75))
+    density = schedule.seed_density
+    for epoch in range(epochs):
+        now = Progress(epoch, epochs, density)
+        if update := schedule.update(now):
+            density = update.grow_to or update.prune_to
+            assert schedule.phase(now) == update.event

@@ -368,7 +368,7 @@ def _put_sum_of_products(
 
 def _part(tensor: Tensor | None, direction: int) -> Tensor | None:
     """Return one direction of a gradient, contiguous."""
-    return None if tensor is None else tensor[direction].contiguous()
+    return None if tensor is None else tensor[direction].contiguous().resolve_neg()
 
 
 def address(tensor: Tensor | None) -> int | None:

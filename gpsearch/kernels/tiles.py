@@ -46,11 +46,14 @@ def put_product(
         then not to be used.
     """
     (rows, inner), columns = left.shape, right.shape[1]
+    if len(right) != inner or out.shape != (rows, columns):  # the kernels would read beyond them
+        raise ValueError(f"no product of {[*left.shape]} and {[*right.shape]} is {[*out.shape]}")
     if not native.tiles or inner < _LEAST_INNER:
         return False
     of_float = terms()
     if 2 * rows * columns < _SMALLEST[of_float] * (rows + columns):  # by the harmonic mean
         return False
+    left, right = (one.resolve_neg() for one in (left, right))
     left, right = (one if 1 in one.stride() else one.contiguous() for one in (left, right))
     room = native.tiles_room()
 
