@@ -170,9 +170,12 @@ class Candidate:
             UserError: A table, key, type or value is not of the candidate's form.
         """
         _refuse_unknown(tables, ("architecture", "schedule", "training", "deployment"), where)
-        rows = dict(tables.get("schedule", {}))
+        rows = tables.get("schedule", {})
+        if not isinstance(rows, dict):
+            raise UserError(f"{where}: [schedule] should be a table")
+        rows = dict(rows)
         name = rows.pop("name", "dense")
-        if name not in SCHEDULES:
+        if not isinstance(name, str) or name not in SCHEDULES:
             raise UserError(
                 f"{where}: [schedule] name = {name!r} is unknown; one of {', '.join(SCHEDULES)}"
             )
@@ -214,7 +217,10 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         check_choice(where, value, hint)
         return value
     if hint is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise UserError(f"{where} has {len(str(value))} digits, too many") from None
     if hint in (int, float, bool, str) and type(value) is not hint:
         raise UserError(f"{where} = {value!r} should be of type {hint.__name__}")
     return value

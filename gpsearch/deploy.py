@@ -21,7 +21,7 @@ from gpsearch.compact import compact
 from gpsearch.errors import Unsupported, UserError
 from gpsearch.files import write_atomically
 from gpsearch.growprune import sketch
-from gpsearch.profiling import DeviceFacts, DeviceProfiler, Reading, measure
+from gpsearch.profiling import DeviceFacts, DeviceProfiler, Host, Reading, measure
 from gpsearch.profiling.host import WAITING
 from gpsearch.settings import Settings
 from gpsearch.space import Space
@@ -37,7 +37,7 @@ def check_device(facts: DeviceFacts, settings: Settings) -> None:
     """
     for column in sorted({"latency_s", *settings.columns}):
         reason = facts.why_not(column)
-        if reason and not (column == "energy_j" and settings.estimate_w):
+        if reason is not None and not (column == "energy_j" and settings.estimate_w):
             raise UserError(f"device {facts.name!r} cannot measure {column}: {reason}")
 
 
@@ -50,8 +50,9 @@ def check_reference(device: DeviceProfiler, reference: nn.Module, task: Task) ->
     try:
         device.load(reference, task.example())
     except Unsupported as error:
+        name = profiling.facts_of(device).name
         raise UserError(
-            f"device {device.probe().name!r} cannot run task {task.name!r}: {error.args[0]}; "
+            f"device {name!r} cannot run task {task.name!r}: {error.args[0]}; "
             "choose another --device, such as cpu"
         ) from error
 
@@ -177,7 +178,7 @@ def reading_on(device: str, folder: Path, number: int) -> Reading:
 
 
 def _in_a_fresh_process(folder: Path, number: int, *device: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "gpsearch.deploy", str(folder), str(number), *device]
+    command = [sys.executable, "-P", "-m", "gpsearch.deploy", str(folder), str(number), *device]
     environment = {**os.environ, WAITING: str(os.getpid())}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
@@ -207,7 +208,8 @@ def _final(folder: Path, number: int, device: str = "") -> dict[str, Any]:
         )
     if device:
         return reading.to_dict()
-    scores = tasks.scores(task, model, "test")
+    with Host().sharing():
+        scores = tasks.scores(task, model, "test")
     tested = {f"test_{name}": value for name, value in scores.items()}
     return columns(reading) | tested | {"flags": "; ".join(reading.flags)}
 

@@ -10,3 +10,8 @@ class Unsupported(UserError):
 
     def __str__(self) -> str:
         return f"unsupported: {super().__str__()}"
+
+
+def line_of(error: BaseException) -> str:
+    """Return a stranger's error in one line: its kind, and what it says."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")

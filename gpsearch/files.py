@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,11 @@ _KINDS: dict[Kind, tuple[str, ...]] = {
     "training": ("checkpoint.pt", "model.pt"),
 }
 """What a folder of each kind is known by."""
+
+
+def slug(words: str) -> str:
+    """Return words as a file's name: what may not stand there becomes an underscore."""
+    return re.sub(r"[^\w.-]+", "_", words)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

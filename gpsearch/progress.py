@@ -181,7 +181,7 @@ def devices_text() -> str:
         for goal in ("latency", "energy"):
             reason = facts.why_not(OBJECTIVES[goal].column)
             method = {"latency": facts.latency_method, "energy": facts.energy_method}[goal]
-            lines.append(f"  {goal:8} {f'no: {reason}' if reason else f'yes, by {method}'}")
+            lines.append(f"  {goal:8} {f'yes, by {method}' if reason is None else f'no: {reason}'}")
     return "\n".join(lines) + "\n"
 
 

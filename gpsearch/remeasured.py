@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from typing import Any
 from gpsearch import profiling
 from gpsearch.deploy import check_device, columns, reading_on
 from gpsearch.errors import UserError
-from gpsearch.files import read_json, write_text
+from gpsearch.files import read_json, slug, write_text
 from gpsearch.objectives import front
 from gpsearch.profiling import DeviceFacts, Reading
 from gpsearch.study import Row, Study, facts_json
@@ -66,8 +65,8 @@ class Remeasured:
         name = device or study.settings.device
         plan = Plan(name, dict(_facts(name, study).fingerprint), _members(study))
         for count in itertools.count(1):
-            slug = re.sub(r"[^\w.-]+", "_", name) + (f"-{count}" if count > 1 else "")
-            found = cls(study, study.folder / "remeasured" / slug, plan)
+            own = slug(name) + (f"-{count}" if count > 1 else "")
+            found = cls(study, study.folder / "remeasured" / own, plan)
             if not (found.folder / RECORD).exists():
                 return found._begun()
             if cls.read(found.folder).plan == plan and found.left:
@@ -136,7 +135,7 @@ class Remeasured:
 def _facts(name: str, study: Study) -> DeviceFacts:
     """Ask a device what it is; it must measure whatever the study's objectives need."""
     with closing(profiling.find(name)) as device:
-        facts = device.probe()
+        facts = profiling.facts_of(device)
     check_device(facts, study.settings)
     return facts
 

@@ -165,7 +165,7 @@ class Reproduction:
         write_text(folder / "candidate.toml", candidate.to_toml())
         torch.manual_seed(seed)
         with closing(profiling.find(self.comparison.device)) as device:
-            facts = device.probe()
+            facts = profiling.facts_of(device)
             if not (folder / "model.pt").exists():
                 with Host().sharing() as pause:  # while another study measures here
                     model = grow_and_prune(

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpsearch.candidate import Candidate
+from gpsearch.errors import UserError
 from gpsearch.space import Space
-from gpsearch.space.values import Choice
+from gpsearch.space.values import Choice, Fixed
 
 if TYPE_CHECKING:
     import optuna
@@ -85,6 +86,35 @@ def propose(
             candidate = space.suggest(_fixed_trial(draw))
             return Proposal(candidate, draw.params, draw.distributions, _generation(draw), name)
     return _any_other(tried, space, (seed, number, ATTEMPTS))
+
+
+def refuse_other_choices(finished: Sequence[optuna.trial.FrozenTrial], space: Space) -> None:
+    """Refuse a space whose parameters are chosen from other values than in the finished trials.
+
+    Other bounds of a range are no matter.
+
+    Raises:
+        UserError: One is.
+    """
+    import optuna
+
+    before = {name: one for trial in finished for name, one in trial.distributions.items()}
+    for one in space.parameters.values():
+        if one.name not in before or isinstance(one.values, Fixed):
+            continue
+        trial = optuna.trial.FixedTrial({one.name: one.values.default})
+        one.values.suggest(trial, one.name)
+        try:
+            optuna.distributions.check_distribution_compatibility(
+                before[one.name], trial.distributions[one.name]
+            )
+        except ValueError as error:
+            values = getattr(before[one.name], "choices", None)
+            told = f"one of {', '.join(map(str, values))}" if values else "from a range"
+            raise UserError(
+                f"{space.where}: {one.name} was {told} in the trials that are finished; bring "
+                "that back, or begin in another folder"
+            ) from error
 
 
 def _schedules(space: Space) -> list[dict[str, Any]]:

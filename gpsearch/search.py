@@ -13,7 +13,7 @@ import math
 import random
 import time
 import traceback
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
@@ -107,8 +107,17 @@ class Search:
     def __init__(self, study: Study, listener: Listener) -> None:
         self.study, self.settings, self.listener = study, study.settings, listener
         self.space = study.space
+        study.refuse_changes()
         self.device = profiling.find(self.settings.device)
-        self.facts = self.device.probe()
+        with ExitStack() as unless_ready:
+            unless_ready.callback(self.device.close)
+            self._make_ready()
+            unless_ready.pop_all()
+
+    def _make_ready(self) -> None:
+        """Ask for all that a trial needs, before the first one begins."""
+        study, listener = self.study, self.listener
+        self.facts = profiling.facts_of(self.device)
         check_device(self.facts, self.settings)
         self.task = tasks.find(self.settings.task, self.settings.data_path)
         if tasks.unit(self.task) == "%":
@@ -158,8 +167,9 @@ class Search:
                 listener=lambda epoch: self._epoch_ended(number, epoch, candidate.training.epochs),
                 pause=pause,
             )
-        weights = candidate.deployment.weights
-        deployed = compact(trained.cpu(), weights=weights, here=self.facts.here)
+            weights = candidate.deployment.weights
+            deployed = compact(trained.cpu(), weights=weights, here=self.facts.here)
+            metrics = tasks.scores(self.task, deployed)
         save_model(deployed, self.study.trial_folder(number) / "model.pt")
         reading = read_costs(
             self.device,
@@ -171,7 +181,7 @@ class Search:
             energy="energy_j" in self.settings.columns,
             estimate_w=self.settings.estimate_w,
         )
-        return tasks.scores(self.task, deployed), reading
+        return metrics, reading
 
     def run(self) -> None:
         """Try candidates until the budget is spent, then measure the front again.

@@ -15,6 +15,7 @@ import io
 import json
 import random
 import re
+import shlex
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -30,8 +31,8 @@ from gpsearch import profiling, tasks
 from gpsearch.candidate import Architecture
 from gpsearch.compact import compact
 from gpsearch.errors import UserError
-from gpsearch.files import write_text
-from gpsearch.profiling import DeviceFacts, DeviceProfiler, Reading, measure
+from gpsearch.files import slug, write_text
+from gpsearch.profiling import DeviceFacts, DeviceProfiler, Reading, facts_of, measure
 from gpsearch.profiling.measuring import PROTOCOL
 from gpsearch.settings import Settings
 from gpsearch.space import Space
@@ -100,7 +101,7 @@ class Subject:
     def folder_name(self) -> str:
         """A name for the device and the width, and a digest of all the rest."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
-        device = re.sub(r"[^\w.-]+", "_", self.device)
+        device = slug(self.device)
         return f"{device}-{Sweep.parse(self.sweep).key}-{digest}"
 
 
@@ -250,7 +251,7 @@ def take(
         UserError: The device cannot measure latency.
     """
     base, key = Architecture(**stairs.subject.architecture), stairs.sweep.key
-    here = device.probe().here
+    here = facts_of(device).here
     reference = _network(task, base, here)
     for width in stairs.left:
         shape = Architecture(**{**stairs.subject.architecture, key: width})
@@ -280,8 +281,13 @@ def snapped(space: Space, settings: Settings, root: Path = FOLDER) -> Space:
         return space
     task = tasks.find(settings.task, settings.data_path)
     with closing(profiling.find(settings.device)) as device:
-        facts = device.probe()
+        facts = facts_of(device)
     base, found = space.candidate({}).architecture, {}
+    if "gate_width" in space.unsnapped and base.gate_depth == 0:
+        raise UserError(
+            f"{space.where}: gate_width snaps to the steps of gates with hidden layers, and "
+            "gate_depth = 0 has none; give gate_depth another default"
+        )
     for key, (low, high, step) in space.unsnapped.items():
         stairs = Staircase.stored(subject(facts, task, base, Sweep(key, low, high, step)), root)
         if stairs.missing:
@@ -305,7 +311,7 @@ def _flags(settings: Settings) -> str:
     flags = {"space": settings.space, "device": settings.device, "task": settings.task}
     if settings.data:
         flags["data"] = settings.data
-    return " ".join(f"--{name} {value}" for name, value in flags.items())
+    return " ".join(f"--{name} {shlex.quote(value)}" for name, value in flags.items())
 
 
 def _words(facts: DeviceFacts) -> str:

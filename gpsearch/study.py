@@ -17,12 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpsearch import learned
 from gpsearch.candidate import Candidate
 from gpsearch.errors import UserError
 from gpsearch.files import locked, make_folder, read_json, refuse_others, write_text
 from gpsearch.objectives import Constraint, Objective
 from gpsearch.profiling import DeviceFacts
-from gpsearch.sampling import Proposal
+from gpsearch.sampling import Proposal, refuse_other_choices
 from gpsearch.settings import Settings
 from gpsearch.space import Space
 from gpsearch.staircase import snapped
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import optuna
 
 Row = dict[str, Any]
+ENVIRONMENT = "environment.json"
 LIBRARIES = ("gpsearch", "torch", "optuna", "numpy", "pandas", "fvcore")
 
 
@@ -67,12 +69,14 @@ class Study:
                 f"{folder}: holds a study already; continue it with `gpsearch resume {folder}`, "
                 "or choose another --out"
             )
+        _refuse_strangers(folder)
         space = snapped(Space.read(settings.space), settings)
         make_folder(folder / "trials")
         with locked(folder):  # one that has just begun has no trial to be known by
+            write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
             write_text(folder / "space.toml", space.text)
-            write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
             write_text(folder / "config.toml", settings.to_toml())
+            (folder / learned.FILE).unlink(missing_ok=True)  # of a start that came to nothing
         return cls(folder)
 
     @property
@@ -102,24 +106,45 @@ class Study:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        goals = self.settings.goals
+        name, storage = "gpsearch", f"sqlite:///{self._path.resolve()}"
         try:
-            study = optuna.create_study(
-                storage=f"sqlite:///{(self.folder / 'study.db').resolve()}",
-                study_name="gpsearch",
-                directions=["minimize"] * len(goals),
-                load_if_exists=True,
-            )
-            if not study.trials:
+            try:  # writes nothing: others may read a folder, too
+                return optuna.load_study(study_name=name, storage=storage)
+            except KeyError:  # a new one
+                goals = self.settings.goals
+                study = optuna.create_study(
+                    study_name=name, storage=storage, directions=["minimize"] * len(goals)
+                )
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                     study.set_metric_names([goal.column for goal in goals])
+                return study
         except Exception as error:
             raise UserError(
-                f"{self.folder / 'study.db'}: cannot be opened ({type(error).__name__}); "
+                f"{self._path}: cannot be opened ({type(error).__name__}); "
                 "restore it from a backup, or start again in another folder"
             ) from error
-        return study
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "study.db"
+
+    def refuse_changes(self) -> None:
+        """Refuse to go on where finished trials and new ones would not compare.
+
+        Raises:
+            UserError: config.toml has other objectives by now, or space.toml other choices.
+        """
+        if not (finished := self.finished()):
+            return
+        columns, before = [one.column for one in self.settings.goals], self.storage().metric_names
+        if before and before != columns:
+            raise UserError(
+                f"{self.folder / 'config.toml'}: the finished trials were judged by "
+                f"{', '.join(before)}, not by {', '.join(columns)}; bring those objectives back, "
+                "or begin in another folder"
+            )
+        refuse_other_choices(finished, self.space)
 
     def finished(self) -> list[optuna.trial.FrozenTrial]:
         """Return the finished trials - complete, gated and failed ones - in order.
@@ -127,12 +152,11 @@ class Study:
         Raises:
             UserError: study.db is damaged, or lost.
         """
-        path = self.folder / "study.db"
-        trials = self.storage().trials if path.exists() else []  # to read makes no storage
+        trials = self.storage().trials if self._path.exists() else []  # to read makes no storage
         finished = [trial for trial in trials if trial.state.is_finished()]
         if not finished and self._has_finished():
             raise UserError(
-                f"{path}: holds no trial, though some are finished; "
+                f"{self._path}: holds no trial, though some are finished; "
                 "restore it from a backup, or start again in another folder"
             )
         return finished
@@ -158,7 +182,8 @@ class Study:
     def finals(self) -> dict[int, Row]:
         """Return what was measured of the front's members at the end, by trial."""
         found = sorted((self.folder / "trials").glob("*/final.json"))
-        return {int(path.parent.name): read_json(path) for path in found}
+        numbered = [path for path in found if path.parent.name.isdecimal()]  # no "1 (copy)"
+        return {int(path.parent.name): read_json(path) for path in numbered}
 
     def save_final(self, number: int, row: Row) -> None:
         """Keep what was measured of a member of the final front."""
@@ -198,7 +223,11 @@ class Study:
         goals: tuple[Objective, ...],
         limits: tuple[Constraint, ...],
     ) -> None:
-        """Enter a finished trial, in one transaction."""
+        """Enter a finished trial, in one transaction.
+
+        Raises:
+            OSError: study.db cannot be written.
+        """
         import optuna
 
         states = optuna.trial.TrialState
@@ -217,7 +246,13 @@ class Study:
             system_attrs=proposal.system_attrs,
             constraints=violations if row["state"] != "failed" else None,
         )
-        self.storage().add_trial(trial)
+        try:
+            self.storage().add_trial(trial)
+        except optuna.exceptions.StorageInternalError as error:
+            raise OSError(
+                f"{self._path}: cannot be written; is the disk full? Then go on with "
+                f"`gpsearch resume {self.folder}`"
+            ) from error
 
     def sweep(self, keep: set[int]) -> None:
         """Delete checkpoints of finished trials, and the models of trials not in ``keep``."""
@@ -240,6 +275,19 @@ class Study:
         changes = {"budget": budget or self.settings.budget, "timeout": timeout or ""}
         self.settings = Settings.of({**vars(self.settings), **changes})
         write_text(self.folder / "config.toml", self.settings.to_toml())
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """Refuse to write over a user's own files.
+
+    Raises:
+        UserError: There are such.
+    """
+    if (folder / ENVIRONMENT).exists():  # of a study that came to nothing
+        return
+    for name in ("config.toml", "space.toml"):
+        if (folder / name).exists():
+            raise UserError(f"{folder / name} is not of a study; choose another --out")
 
 
 def facts_json(facts: DeviceFacts) -> str:

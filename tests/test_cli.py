@@ -1,6 +1,8 @@
+import contextlib
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +154,33 @@ def test_profile_knows_the_task_of_a_trials_study(folder):
     assert call("profile", trial / "candidate.toml", *TOY_DEVICE)[0] == 0
 
 
+def test_a_reproduction_s_rows_have_learnt_what_it_says(tmp_path):
+    row = tmp_path / "rows" / "one" / "0"
+    row.mkdir(parents=True)
+    (tmp_path / "data.json").write_text('{"task": "tests.toy:ToyTask", "data": "", "digest": ""}')
+    shutil.copy(CANDIDATE, row / "candidate.toml")
+    code, out, _ = call("profile", row / "candidate.toml", *TOY_DEVICE)
+    assert code == 0
+    assert "latency_s" in out
+    for what in (row, row / "candidate.toml"):  # the widths of this task's network, not of speech's
+        words = ("profile", what, "--sweep", "hidden=4:8:4", *TOY_DEVICE)
+        with contextlib.chdir(tmp_path):
+            assert call(*words)[0] == 0
+    (stairs,) = tmp_path.glob("results/staircases/*/staircase.json")
+    assert '"task": "toy"' in stairs.read_text()
+
+
+class Hopeless(ToyTask):
+    def build(self, architecture):
+        raise RuntimeError("no network today")
+
+
+def test_a_start_that_fails_leaves_no_folder(tmp_path):
+    code, _, err = call("run", "--task", "tests.test_cli:Hopeless", "--out", tmp_path / "r")
+    assert (code, err.splitlines()[-1]) == (1, "gpsearch: no network today")
+    assert not (tmp_path / "r").exists()
+
+
 def test_the_defaults_that_help_tells_are_those_of_the_settings():
     commands = get_command(app)
     assert isinstance(commands, TyperGroup)
@@ -185,6 +214,8 @@ def test_the_defaults_that_help_tells_are_those_of_the_settings():
         (["profile", "nowhere"], "no such model"),
         (["profile"], "or --sweep"),
         (["profile", "--sweep", "hidden=9"], "should look like hidden=64:512:8"),
+        (["profile", "--sweep", "hidden=8:16:8", "--no-energy"], "--sweep measures no energy"),
+        (["profile", "--sweep", "hidden=8:16:8", "--estimate-energy", "5"], "measures no energy"),
         (["remeasure", "nowhere"], "no results folder"),
         (["compare", "nowhere", "elsewhere"], "no results folder"),
         (["compare", "a", "b", "--out", "picture.foo"], "should end in one of .png, .svg"),

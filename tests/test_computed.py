@@ -6,15 +6,15 @@ from gpsearch.computed import copied, own_weights
 
 
 def test_what_is_masked_by_torch_can_be_copied():
-    model = nn.Sequential(nn.Linear(4, 3))
-    prune.random_unstructured(model[0], "weight", 0.5)
+    layer = nn.Linear(4, 3)
+    prune.random_unstructured(layer, "weight", 0.5)
     x = torch.randn(2, 4)
-    again = copied(model)
+    again = copied(layer)
 
-    assert torch.equal(again(x), model(x))
+    assert torch.equal(again(x), layer(x))
     with torch.no_grad():
-        model[0].weight_orig.zero_()
-    assert again(x).abs().sum() != model(x).abs().sum()
+        layer.get_parameter("weight_orig").zero_()
+    assert again(x).abs().sum() != layer(x).abs().sum()
 
 
 def test_weights_are_what_a_module_reads():

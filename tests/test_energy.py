@@ -10,7 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -287,7 +289,7 @@ class WarmingUp(FakeDevice):
 
 FAULTS: dict[str, tuple[type[FakeDevice], str]] = {
     "a zero for a counter that is not there": (Silent, "the counter stood still for 2 s"),
-    "none for a counter that is not there": (Nothing, "the counter reads None J"),
+    "none for a counter that is not there": (Nothing, "the counter reads .*None"),
     "a counter that is renewed too seldom": (Stale, "the counter stood still for 2 s"),
     "a counter that freezes": (Freezing, "the counter stood still for 2 s"),
     "negative energy": (Falling, "the counter fell from"),
@@ -470,3 +472,22 @@ def test_whatever_is_shown_no_energy_is_zero_or_negative_or_nan(
     for quantity in found.values():
         assert quantity.value is None or 0 < quantity.value < math.inf
         assert quantity.reason or quantity.kind == "measured"
+
+
+@pytest.mark.parametrize("answer", [None, 5, (1.0,), ("a", "b")])
+def test_what_is_no_reading_of_a_counter_is_a_reason(tmp_path: Path, answer: Any) -> None:
+    class Odd(FakeDevice):
+        def read_energy(self) -> Any:
+            return answer
+
+    assert "not its clock (s) and J" in str(read(Odd(), tmp_path)["energy_j"].reason)
+
+
+def test_joules_of_numpy_survive_json(tmp_path: Path) -> None:
+    class Numpy(FakeDevice):
+        def read_energy(self) -> Any:
+            return tuple(np.float64(one) for one in super().read_energy())
+
+    reading = read(Numpy(), tmp_path)
+    assert reading["energy_j"].value is not None
+    assert {type(one.value) for one in reading.quantities.values()} <= {float, type(None)}

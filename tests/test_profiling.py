@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +23,9 @@ from gpsearch.profiling import (
     Reading,
     check,
     devices,
+    facts_of,
     find,
+    from_anywhere,
     installed,
     measure,
 )
@@ -367,3 +370,80 @@ def test_the_built_in_devices_come_by_the_same_door() -> None:
     facts = devices()["cpu"]
     assert isinstance(facts, DeviceFacts)
     assert facts.name == "cpu"
+
+
+# ---- strangers' answers
+
+
+class Odd(FakeDevice):
+    """Answers as the test says."""
+
+    answers: dict[str, Any] = {}  # noqa: RUF012 - read only
+
+    def peak_memory(self, handle: object) -> Any:
+        answer = self.answers["peak_memory"]
+        return answer() if callable(answer) else answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(0, "a sensor that reads 0"), (lambda: 1 / 0.0, "ZeroDivisionError"), (None, "TypeError")],
+)
+def test_memory_that_cannot_be_told_ends_no_measurement(
+    tmp_path: Path, answer: Any, reason: str
+) -> None:
+    odd = Odd()
+    odd.answers = {"peak_memory": answer}
+    memory = read(odd, tmp_path)["peak_memory_bytes"]
+    assert memory.value is None
+    assert re.search(f"Odd.peak_memory: .*{reason}", str(memory.reason))
+
+
+def test_seconds_of_numpy_survive_json(tmp_path: Path) -> None:
+    class Numpy(FakeDevice):
+        def run(self, handles: Any, schedule: Any) -> Any:
+            return np.array(super().run(handles, schedule), np.float32)
+
+    assert json.dumps(read(Numpy(), tmp_path).to_dict())
+
+
+def test_a_run_that_fails_is_told_in_one_line(tmp_path: Path) -> None:
+    class Failing(FakeDevice):
+        def run(self, handles: Any, schedule: Any) -> Any:
+            raise KeyError("no such\nbus")
+
+    with pytest.raises(RuntimeError, match=r"profiler Failing: KeyError: .*no such.*bus") as raised:
+        read(Failing(), tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("facts", "fault"),
+    [
+        (lambda: None, r"probe\(\) returned NoneType, not DeviceFacts"),
+        (lambda: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda: DeviceFacts("odd", {"cores": {1, 2}}), "set is not JSON serializable"),  # type: ignore[dict-item]
+    ],
+)
+def test_a_device_that_does_not_say_what_it_is_is_refused(facts: Any, fault: str) -> None:
+    class Vague(FakeDevice):
+        def probe(self) -> Any:
+            return facts()
+
+    with pytest.raises(UserError, match=f"device Vague does not say what it is: .*{fault}"):
+        facts_of(Vague())
+
+
+def test_what_a_profiler_has_no_methods_for_is_unavailable_too() -> None:
+    facts = facts_of(FakeDevice(unavailable={"outputs": ""}))
+    assert facts.unavailable == {
+        "peak_memory_bytes": "the profiler of 'fake' does not tell it",
+        "outputs": "its profiler does not say why",
+    }
+
+
+def test_a_file_s_profiler_has_a_name_that_holds_everywhere(folder: Path) -> None:
+    assert from_anywhere("toy_device.py:Many:second") == f"{folder}/toy_device.py:Many:second"
+    for name in ("cpu", "gpu:1", "toy_device:Toy", "ssh:me@host"):
+        assert from_anywhere(name) == name

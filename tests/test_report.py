@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 
 from gpsearch import report
 from gpsearch.candidate import Architecture, Candidate
+from gpsearch.errors import UserError
 from gpsearch.objectives import constraint, objectives
 from gpsearch.report import Results
 from gpsearch.report.picture import Point, _has_room_above, ceiling, is_wide, points, staircase
@@ -245,6 +247,17 @@ def test_the_table_says_what_is_unavailable_and_why(tmp_path: Path) -> None:
     # What the device says goes before that.
     (tmp_path / "device.json").write_text('{"unavailable": {"energy_j": "no RAPL here"}}')
     assert "energy: unavailable, no RAPL here" in lines_of(results(tmp_path))
+    (tmp_path / "trials/0/reading.json").write_text('{"quantities": []}')
+    with pytest.raises(UserError, match=r"reading.json: damaged; restore it from a backup"):
+        lines_of(results(tmp_path))
+
+
+def test_the_table_says_whose_latency_the_ratios_are_to(tmp_path: Path) -> None:
+    failed = {"trial": 0, "baseline": "dense_lstm", "state": "failed", "reason": "lost"}
+    rows = [failed, {**ROWS[1], "baseline": "narrow"}, *ROWS[2:]]
+    lines = lines_of(dataclasses.replace(results(tmp_path), rows=rows))
+    assert "* on the front; x fewer: against trial 1, narrow" in lines
+    assert ("latencies are compared with that of dense_lstm's network before compaction") in lines
 
 
 def test_the_table_names_the_nearest_trial_if_none_is_feasible(tmp_path: Path) -> None:

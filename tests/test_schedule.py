@@ -230,13 +230,11 @@ def test_gp_ends_at_its_final_density_however_short_the_run(
     kind=st.sampled_from([GP, GMP]),
 )
 def test_a_phase_is_called_by_what_happens_in_it(epochs, cycles, start, kind):
-    if kind is GP:
-        schedule = GP(cycles=cycles)
-    else:
-        schedule = GMP(prune_start=start, prune_end=max(start, 0.75))
+    gmp = GMP(prune_start=start, prune_end=max(start, 0.75))
+    schedule = GP(cycles=cycles) if kind is GP else gmp
     density = schedule.seed_density
     for epoch in range(epochs):
         now = Progress(epoch, epochs, density)
         if update := schedule.update(now):
-            density = update.grow_to or update.prune_to
+            density = update.grow_to or update.prune_to or density
             assert schedule.phase(now) == update.event

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -458,3 +459,49 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
     assert f"gpsearch resume {tmp_path / 'c'}" in err
     assert "Traceback" not in err
+
+
+class Silence(ToyDevice):
+    """A device whose profiler reads no energy, and does not say so."""
+
+    closed = 0
+
+    def probe(self):
+        return replace(super().probe(), unavailable={})
+
+    def close(self):
+        Silence.closed += 1
+
+
+@pytest.mark.parametrize(
+    "flags", [{"objectives": "error,energy"}, {"constraint": ("energy_mj<=5",)}]
+)
+def test_a_profiler_that_reads_no_energy_is_refused_and_closed(tmp_path, flags):
+    before = Silence.closed
+    study = a_study(tmp_path / "toy", device="tests.test_search:Silence", **flags)
+    with pytest.raises(UserError, match="the profiler of 'toy' reads no energy counter"):
+        Search(study, Silent())
+    assert Silence.closed == before + 1
+
+
+class Watched(ToyTask):
+    """Notes whether anybody could measure while it was evaluated."""
+
+    free: list[bool] = []  # noqa: RUF012 - shared on purpose
+
+    def evaluate(self, model, split="dev"):
+        alone = threading.Event()
+
+        def measured():
+            with Host().alone_on("here"):
+                alone.set()
+
+        threading.Thread(target=measured, daemon=True).start()
+        self.free.append(alone.wait(0.3))
+        return super().evaluate(model, split)
+
+
+def test_nobody_measures_while_a_model_is_scored(tmp_path):
+    study = a_study(tmp_path / "toy", task="tests.test_search:Watched", epochs=1)
+    Search(study, Silent()).try_candidate(0, study.space.baseline_candidates()["dense_lstm"])
+    assert Watched.free == [False, False]

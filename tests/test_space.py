@@ -355,6 +355,12 @@ def test_epochs_can_be_overridden_also_in_baselines(tmp_path: Path) -> None:
             "a number from 0.4 to 0.5",
         ),
         (
+            "high = 0.4,",
+            'high = 0.4, only = [["gp"]],',
+            "mine.toml:9: [schedule] final_density: only = [['gp']] should be a list of schedules: "
+            "gp, gmp, set, rigl, selfish, dense",
+        ),
+        (
             "architecture.gate_depth = 1",
             "architecture.depth = 1",
             "mine.toml:22: [baselines.deep] architecture.depth is no key of this space; did you "

@@ -211,6 +211,15 @@ def test_a_space_that_snaps_wants_the_devices_staircase_first(tmp_path: Path) ->
         snapped(Space.read(settings.space), settings, tmp_path)
 
 
+def test_gates_that_are_not_there_do_not_snap(tmp_path: Path) -> None:
+    settings = asked(tmp_path)
+    path = Path(settings.space)
+    snapping = 'gate_width = { low = 16, high = 64, step = 16, snap = "device" }'
+    path.write_text(SPACE.replace("gate_width = 6", snapping).replace("default = 1", "default = 0"))
+    with pytest.raises(UserError, match="gate_depth = 0 has none; give gate_depth another default"):
+        snapped(Space.read(settings.space), settings, tmp_path)
+
+
 def test_snapped_widths_cost_as_much_as_narrower_ones_and_are_part_of_the_space(
     tmp_path: Path,
 ) -> None:

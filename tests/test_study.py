@@ -1,4 +1,6 @@
+import contextlib
 import json
+import sqlite3
 
 import optuna
 import pytest
@@ -215,3 +217,70 @@ def test_a_budget_below_what_is_done_is_refused(tmp_path):
 
     study.extend(3)
     assert (study.settings.budget, study.settings.timeout) == (3, "")
+
+
+def test_finished_trials_keep_their_objectives(tmp_path):
+    study = a_study(tmp_path / "s")
+    add(study)
+    config = study.folder / "config.toml"
+    config.write_text(config.read_text().replace("error,flops", "error,params"))
+    with pytest.raises(UserError, match="judged by error, flops_effective, not by error, params"):
+        Study(study.folder).refuse_changes()
+
+
+def test_a_space_may_have_wider_ranges_but_no_other_choices(tmp_path):
+    study = a_study(tmp_path / "s")
+    for _ in range(3):
+        add(study)
+    space = study.folder / "space.toml"
+    text = space.read_text()
+    space.write_text(text.replace("high = 12", "high = 16"))
+    Study(study.folder).refuse_changes()
+    space.write_text(text.replace('"gmp"', '"gmp", "set"', 1))
+    with pytest.raises(UserError, match=r"schedule was one of gp, gmp, dense .* bring that back"):
+        Study(study.folder).refuse_changes()
+
+
+def test_a_folder_that_cannot_be_written_can_be_looked_at(tmp_path):
+    study = a_study(tmp_path / "s")
+    add(study)
+    with contextlib.closing(sqlite3.connect(study.folder / "study.db")) as other:
+        other.execute("begin immediate")  # nobody else can write now
+        assert len(Study(study.folder).rows()) == 1
+
+
+def test_a_full_disk_ends_in_a_line_that_says_how_to_go_on(tmp_path, monkeypatch):
+    study = a_study(tmp_path / "s")
+    add(study)
+
+    def full(trial):
+        raise optuna.exceptions.StorageInternalError("database or disk is full")
+
+    monkeypatch.setattr(study.storage(), "add_trial", full)
+    with pytest.raises(
+        OSError, match=r"study.db: cannot be written; is the disk full\? Then go on"
+    ):
+        add(study)
+
+
+@pytest.mark.parametrize("name", ["config.toml", "space.toml"])
+def test_a_user_s_own_files_are_not_written_over(tmp_path, name):
+    (tmp_path / name).write_text("# mine")
+    with pytest.raises(UserError, match=f"{name} is not of a study; choose another --out"):
+        a_study(tmp_path)
+    assert (tmp_path / name).read_text() == "# mine"
+
+
+def test_a_start_that_came_to_nothing_may_be_repeated_with_other_data(tmp_path):
+    study = a_study(tmp_path / "s")
+    (study.folder / "data.json").write_text('{"task": "toy", "data": "", "digest": "old"}')
+    assert not (a_study(study.folder).folder / "data.json").exists()
+
+
+def test_a_copied_trial_is_no_trial(tmp_path):
+    study = a_study(tmp_path / "s")
+    study.save_final(0, {"test_error": 0.1})
+    copy = study.folder / "trials" / "0 (copy)"
+    copy.mkdir()
+    (copy / "final.json").write_text("{}")
+    assert study.finals().keys() == {0}

@@ -227,3 +227,37 @@ def test_the_task_that_is_written_is_the_one_that_is_explained() -> None:
     example = (ROOT / "gpsearch/testing/templates/task/gpsearch_demo.py").read_text("utf-8")
     assert f"```python\n{example}```" in guide
     assert len(example.splitlines()) <= 60
+
+
+class OpensOnce(ToyDevice):
+    """A port that one alone can hold."""
+
+    held = 0
+
+    def __init__(self) -> None:
+        if OpensOnce.held:
+            raise OSError("the port is busy")
+        OpensOnce.held = 1
+
+    def close(self) -> None:
+        OpensOnce.held = 0
+
+
+def test_a_device_that_opens_once_can_be_examined() -> None:
+    assert examine_named("tests.test_testing:OpensOnce").to_dict()
+    assert OpensOnce.held == 0
+
+
+def test_a_device_that_does_not_open_again_keeps_its_outcomes() -> None:
+    made: list[DeviceProfiler] = []
+
+    def make() -> DeviceProfiler:
+        if made:
+            raise OSError("broken\nnow")
+        made.append(ToyDevice())
+        return made[0]
+
+    failing = Check("fails", "", lambda bench: 1 / 0)  # type: ignore[arg-type]
+    report = examine(make, checks={"fails": failing, "next": CHECKS["probe_is_cheap"]})
+    assert [one.state for one in report.outcomes] == ["failed", "failed"]
+    assert report.outcomes[-1].reason == "it does not start a second time: OSError: broken now"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +11,7 @@ import typer
 
 from gpsearch.cli.app import RESULTS, Data, Device, app, resumable
 from gpsearch.errors import UserError
-from gpsearch.files import locked, make_folder, refuse_others, write_text
+from gpsearch.files import locked, make_folder, refuse_others, slug, write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,9 +76,9 @@ def train(
                 listener=lambda epoch: typer.echo(epoch_line(epoch, chosen.training.epochs)),
                 pause=pause,
             )
-        deployed = compact(model, weights=chosen.deployment.weights)
-        save_model(deployed, folder / "model.pt")
-        scores = {split: learned.evaluate(deployed, split) for split in ("dev", "test")}
+            deployed = compact(model, weights=chosen.deployment.weights)
+            save_model(deployed, folder / "model.pt")
+            scores = {split: learned.evaluate(deployed, split) for split in ("dev", "test")}
         write_text(folder / "scores.json", json.dumps(scores, indent=2, default=float) + "\n")
         (folder / "checkpoint.pt").unlink()  # last: a kill while it was scored costs no training
     for split, metrics in scores.items():
@@ -121,7 +120,7 @@ def reproduce(
     chosen = space or tasks.space_of(task, scale)
     where = str(data.resolve()) if data else ""
     comparison = Comparison(task, chosen, scale, where, device, seeds, epochs)
-    folder = out or RESULTS / re.sub(r"[^\w.-]+", "_", f"reproduce-{task}-{scale}")
+    folder = out or RESULTS / slug(f"reproduce-{task}-{scale}")
     found = Reproduction.begin(folder, comparison)
     torch.set_num_threads(threads)
     with resumable("the same command"):
@@ -163,14 +162,16 @@ def profile(
     from gpsearch.progress import reading_lines
 
     if sweep is not None:
-        return _sweep(sweep, model, space, device, task or "speech", data)
+        if estimate_energy is not None or not energy:
+            raise UserError("--sweep measures no energy: take back --no-energy, --estimate-energy")
+        return _sweep(sweep, model, space, device, task, data)
     if model is None:
         raise UserError("profile: give a folder with model.pt, a candidate's file, or --sweep")
     learned = _learned(model, task, data)
     is_candidate = model.suffix == ".toml"
     with closing(profiling.find(device)) as profiler:
         if is_candidate:
-            network = untrained(model, learned, here=profiler.probe().here)
+            network = untrained(model, learned, here=profiling.facts_of(profiler).here)
         else:
             network = _made_for(learned, model / "model.pt")
         reading = read_costs(profiler, network, learned, energy=energy, estimate_w=estimate_energy)
@@ -193,11 +194,10 @@ def show(
 
     if n < 1:
         raise UserError(f"-n {n} should be 1 or more")
-    learned = _learned(model, task, data)
-    for folder in (model, _study_of(model)):
-        source = sources.read(folder)
-        if source and task in (None, source.task):
-            sources.check(folder, learned)
+    learned, folder = _learned(model, task, data), _noted_in(model)
+    source = sources.read(folder)
+    if source and task in (None, source.task):
+        sources.check(folder, learned)
     network = _made_for(learned, model / "model.pt")
     if not isinstance(learned, tasks.Showing):
         raise UserError(f"task {learned.name!r} has nothing to show")
@@ -210,20 +210,27 @@ def _learned(model: Path, task: str | None, data: Path | None) -> tasks.Task:
     from gpsearch import tasks
     from gpsearch.study import Study
 
-    trial, study = model.parent if model.suffix == ".toml" else model, _study_of(model)
-    settings = Study(study).settings if (study / "config.toml").exists() else None
-    known = sources.read(trial) or (
-        sources.Source(settings.task, settings.data, "") if settings else None
-    )
+    folder = _noted_in(model)
+    known = sources.read(folder)
+    if known is None and (folder / "config.toml").exists():  # a study from before it was noted
+        settings = Study(folder).settings
+        known = sources.Source(settings.task, settings.data, "")
     name = task or (known.task if known else "speech")
     own = Path(known.data) if known and known.data and name == known.task else None
     return tasks.find(name, data or own)
 
 
-def _study_of(model: Path) -> Path:
-    """Return the folder that is a study's, where the model or candidate is a trial's."""
-    trial = model.parent if model.suffix == ".toml" else model
-    return trial.resolve().parent.parent
+def _noted_in(model: Path) -> Path:
+    """Return the folder that tells what a model or candidate has learnt from, if one does.
+
+    That is its own after `gpsearch train`, a trial's study, or a reproduction's row's reproduction.
+    """
+    from gpsearch import learned
+
+    own = (model.parent if model.suffix == ".toml" else model).resolve()
+    study = own.parent.parent
+    above = (folder for folder in (own, study, study.parent) if (folder / learned.FILE).exists())
+    return next(above, study)
 
 
 def _made_for(task: tasks.Task, path: Path) -> nn.Module:
@@ -245,7 +252,12 @@ def _made_for(task: tasks.Task, path: Path) -> nn.Module:
 
 
 def _sweep(
-    sweep: str, candidate: Path | None, space: str, device: str, task: str, data: Path | None
+    sweep: str,
+    model: Path | None,
+    space: str,
+    device: str,
+    task: str | None,
+    data: Path | None,
 ) -> None:
     """Take the staircase of a width; one that was interrupted here goes on."""
     from gpsearch import profiling, report, staircase, tasks
@@ -253,10 +265,12 @@ def _sweep(
     from gpsearch.progress import step_line
     from gpsearch.space import Space
 
-    widths, learned = staircase.Sweep.parse(sweep), tasks.find(task, data)
+    widths = staircase.Sweep.parse(sweep)
+    learned = _learned(model, task, data) if model else tasks.find(task or "speech", data)
+    candidate = model / "candidate.toml" if model and model.is_dir() else model
     base = Candidate.read(candidate) if candidate else Space.read(space).candidate({})
     with closing(profiling.find(device)) as found, resumable("the same command"):
-        subject = staircase.subject(found.probe(), learned, base.architecture, widths)
+        subject = staircase.subject(profiling.facts_of(found), learned, base.architecture, widths)
         stairs = staircase.Staircase.stored(subject)
         stairs = staircase.take(
             stairs, found, learned, lambda s: typer.echo(step_line(s), err=True)

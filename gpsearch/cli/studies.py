@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ import typer
 
 from gpsearch.cli.app import RESULTS, Folder, app, resumable
 from gpsearch.errors import UserError
+from gpsearch.files import slug
 
 if TYPE_CHECKING:
     from gpsearch.study import Study
@@ -100,14 +100,14 @@ def run(
         rows["data"] = str(Path(rows["data"]).resolve())
     settings = Settings.of(rows)
 
-    from gpsearch import tasks  # torch takes seconds, which a mistake above need not wait for
+    from gpsearch import profiling, tasks  # torch takes seconds, which a mistake need not wait for
     from gpsearch.study import Study
 
     if "space" not in rows:
         settings = replace(settings, space=tasks.default_space(settings.task))
     words = "-".join((settings.task, Path(settings.space).stem, settings.device))
-    default = RESULTS / re.sub(r"[^\w.-]+", "_", words)
-    where = out or Path(folder or default)
+    where = out or Path(folder or RESULTS / slug(words))
+    settings = replace(settings, device=profiling.from_anywhere(settings.device))
     new = not where.exists()
     _work(Study.create(where, settings), new=new)
 
@@ -177,8 +177,8 @@ def compare(
     if out and out.suffix.lower() not in PICTURES:
         raise UserError(f"--out {out} should end in one of {', '.join(PICTURES)}")
     found = report.Comparison.of(report.Results.at(first), report.Results.at(second))
-    words = re.sub(r"[^\w.-]+", "_", f"compare-{found.first.name}-{found.second.name}")
-    picture = out or RESULTS / f"{words}.png"
+    words = f"compare-{found.first.name}-{found.second.name}"
+    picture = out or RESULTS / f"{slug(words)}.png"
     typer.echo(report.comparison_text(found), nl=False)
     report.draw_comparison(found, picture)
     typer.echo(f"picture: {picture}")
@@ -189,7 +189,7 @@ def _work(
 ) -> None:
     """Run a study to its end, its pictures and tables renewed after every trial.
 
-    Where the start is refused, a new folder is removed again.
+    Where the start fails, a new folder is removed again.
     """
     with study.locked():
         from gpsearch import report  # slow: after the lock, which nobody should take in between
@@ -203,7 +203,9 @@ def _work(
                 Search(study, progress).run()
         except TimeUp:
             typer.echo(f"time is up; go on with: gpsearch resume {study.folder}")
-        except UserError:
+        except typer.Exit:  # interrupted: it can go on
+            raise
+        except Exception:
             if new and not study.trial_folder(0).exists():
                 shutil.rmtree(study.folder)
             raise

@@ -41,11 +41,12 @@ from gpsearch.profiling.device import (
     Watched,
     Worker,
     arrays_of,
+    facts_of,
     stored_bytes,
 )
 from gpsearch.profiling.host import Host, waiting
 from gpsearch.profiling.measuring import AA_GATE, Reading, check, measure
-from gpsearch.profiling.plugins import devices, find, installed
+from gpsearch.profiling.plugins import devices, find, from_anywhere, installed
 from gpsearch.profiling.quantity import Quantity
 
 __all__ = [
@@ -70,7 +71,9 @@ __all__ = [
     "checksum",
     "devices",
     "exported",
+    "facts_of",
     "find",
+    "from_anywhere",
     "installed",
     "machine",
     "measure",

@@ -6,9 +6,10 @@ A new device is one class with the methods of `DeviceProfiler`, named in the ent
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from gpsearch.errors import UserError, line_of
 from gpsearch.profiling.host import HERE
 
 API_VERSION = "1"
@@ -157,6 +159,39 @@ class OutputReader(Protocol):
         Returns:
             Arrays on the host, those of nested outputs in order; `arrays_of` makes them.
         """
+
+
+_DOORS = (
+    ("energy_j", EnergyMeter, "reads no energy counter"),
+    ("peak_memory_bytes", MemoryMeter, "does not tell it"),
+    ("outputs", OutputReader, "does not show them"),
+)
+
+
+def facts_of(device: DeviceProfiler) -> DeviceFacts:
+    """Ask a profiler what its device is; what it has no methods for is unavailable, too.
+
+    Raises:
+        UserError: It does not say, or not in texts and numbers.
+    """
+    try:
+        facts: object = device.probe()
+        if not isinstance(facts, DeviceFacts):
+            raise TypeError(f"its probe() returned {type(facts).__name__}, not DeviceFacts")
+        json.dumps(asdict(facts))
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a stranger's probe raises
+        raise UserError(
+            f"device {type(device).__name__} does not say what it is: {line_of(error)}"
+        ) from error
+    lacking = {
+        name: f"the profiler of {facts.name!r} {words}"
+        for name, door, words in _DOORS
+        if not isinstance(device, door)
+    }
+    said = {name: why or "its profiler does not say why" for name, why in facts.unavailable.items()}
+    return replace(facts, unavailable=lacking | said)
 
 
 def understood(api_version: object) -> bool:

@@ -313,13 +313,13 @@ def _at_step(read: ReadEnergy, work: Work, poll_s: float) -> tuple[float, float,
 
 def _finite(reading: Any) -> tuple[float, float]:
     """Return what a stranger's counter says, or refuse what is no pair of numbers."""
-    clock_s, joules = reading
     try:
-        if math.isfinite(clock_s) and math.isfinite(joules):
-            return clock_s, joules
-    except TypeError:  # such as None
-        pass
-    raise CounterError(f"the counter reads {joules} J at {clock_s} s")
+        clock_s, joules = (float(one) for one in reading)
+    except (TypeError, ValueError):
+        raise CounterError(f"the counter reads {reading!r}, not its clock (s) and J") from None
+    if not (math.isfinite(clock_s) and math.isfinite(joules)):
+        raise CounterError(f"the counter reads {joules} J at {clock_s} s")
+    return clock_s, joules
 
 
 def _plausible(seen: Window, facts: DeviceFacts) -> Window:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpsearch.errors import UserError
+from gpsearch.errors import UserError, line_of
 from gpsearch.profiling.device import DeviceFacts, DeviceProfiler
 from gpsearch.profiling.intervals import quantile, quantile_interval
 from gpsearch.profiling.quantity import Quantity
@@ -106,8 +106,18 @@ def timed(device: DeviceProfiler, handles: Sequence[Any], schedule: Sequence[int
 
     Raises:
         UserError: The profiler returned something else.
+        RuntimeError: It failed, in whatever way.
     """
-    seconds = device.run(handles, schedule)
+    try:
+        found: Any = device.run(handles, schedule)
+    except (UserError, OSError, RuntimeError):
+        raise
+    except Exception as error:  # of a stranger's code: no traceback for whoever measures
+        raise RuntimeError(f"profiler {type(device).__name__}: {line_of(error)}") from error
+    try:
+        seconds = [float(call) for call in found]  # of numpy, say, which JSON cannot hold
+    except (TypeError, ValueError):
+        seconds = []
     if len(seconds) != len(schedule) or not all(0 < call < math.inf for call in seconds):
         raise UserError(
             f"profiler {type(device).__name__}: run() must return one positive time in seconds "

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from gpsearch.errors import UserError
+from gpsearch.errors import UserError, line_of
 from gpsearch.exporting import arguments_on
 from gpsearch.profiling import latency
 from gpsearch.profiling.device import (
@@ -20,6 +20,7 @@ from gpsearch.profiling.device import (
     PowerMeter,
     Watched,
     Worker,
+    facts_of,
 )
 from gpsearch.profiling.energy import Work, measure_energy, unavailable
 from gpsearch.profiling.host import HERE, Host, Load
@@ -143,7 +144,7 @@ def check(
 
 
 def _usable(device: DeviceProfiler) -> DeviceFacts:
-    facts = device.probe()
+    facts = facts_of(device)
     if "latency_s" in facts.unavailable:
         raise UserError(f"device {facts.name!r} cannot measure: {facts.unavailable['latency_s']}")
     return facts
@@ -177,21 +178,21 @@ class _Stage:
     def energy(self, call_s: float) -> tuple[dict[str, Quantity], list[str]]:
         """Return joules per inference, where there is a counter, and what casts doubt on them."""
         device, facts, handle = self.device, self.facts, self.handles[0]
-        why_not = facts.unavailable.get("energy_j")
-        if why_not is None and isinstance(device, EnergyMeter):
-            inference = Work(partial(_work, device, handle), call_s)
-            before = self.host.load()
-            found, doubts = measure_energy(
-                device.read_energy,
-                inference,
-                facts,
-                self.host.sleep,
-                self.seed,
-                self._disturbances,
-                device.read_power if isinstance(device, PowerMeter) else None,
-            )
-            return found, doubts + [f"over the energy reading, {one}" for one in self._here(before)]
-        return unavailable(why_not or f"the profiler of {facts.name!r} reads no energy counter"), []
+        if (why_not := facts.unavailable.get("energy_j")) is not None:
+            return unavailable(why_not), []
+        assert isinstance(device, EnergyMeter)
+        inference = Work(partial(_work, device, handle), call_s)
+        before = self.host.load()
+        found, doubts = measure_energy(
+            device.read_energy,
+            inference,
+            facts,
+            self.host.sleep,
+            self.seed,
+            self._disturbances,
+            device.read_power if isinstance(device, PowerMeter) else None,
+        )
+        return found, doubts + [f"over the energy reading, {one}" for one in self._here(before)]
 
     def _attempt(self, precision: float, max_seconds: float) -> tuple[latency.Timing, list[str]]:
         before = self.host.load()
@@ -224,10 +225,12 @@ def _estimated(watts: float, call_s: float, facts: DeviceFacts) -> dict[str, Qua
 
 
 def _peak_memory(device: DeviceProfiler, handle: Any, facts: DeviceFacts) -> Quantity:
-    why_not = facts.unavailable.get("peak_memory_bytes")
-    if why_not is None and isinstance(device, MemoryMeter):
-        method = f"{type(device).__name__}.peak_memory"
-        peak = device.peak_memory(handle)
-        return Quantity(peak, "B", "measured", None, 1, method, "device")
-    reason = why_not or f"the profiler of {facts.name!r} does not tell it"
-    return Quantity.unavailable("B", reason)
+    """Return what the device tells of a call's memory: no objective, so no fault ends a trial."""
+    if (why_not := facts.unavailable.get("peak_memory_bytes")) is not None:
+        return Quantity.unavailable("B", why_not)
+    assert isinstance(device, MemoryMeter)
+    method = f"{type(device).__name__}.peak_memory"
+    try:
+        return Quantity(int(device.peak_memory(handle)), "B", "measured", None, 1, method, "device")
+    except Exception as error:  # whatever a stranger's code raises
+        return Quantity.unavailable("B", f"{method}: {line_of(error)}")

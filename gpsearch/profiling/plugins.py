@@ -17,8 +17,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gpsearch.errors import UserError
-from gpsearch.profiling.device import API_VERSION, DeviceFacts, DeviceProfiler, understood
+from gpsearch.errors import UserError, line_of
+from gpsearch.profiling.device import (
+    API_VERSION,
+    DeviceFacts,
+    DeviceProfiler,
+    facts_of,
+    understood,
+)
 from gpsearch.profiling.patience import within
 
 GROUP = "gpsearch.profilers"
@@ -60,6 +66,14 @@ def find(name: str) -> DeviceProfiler:
     return _from_file(name, found["module"], found["name"], found["argument"])
 
 
+def from_anywhere(name: str) -> str:
+    """Return the name by which `find` finds the same profiler from any folder: a file's in full."""
+    found = _IN_A_FILE.fullmatch(name)
+    if found is None or not found["module"].endswith(".py"):
+        return name
+    return f"{Path(found['module']).resolve()}{name[len(found['module']) :]}"
+
+
 def devices(patience_s: float = 10.0) -> dict[str, DeviceFacts | UserError]:
     """Return what each installed profiler says of its device, or why it cannot be asked.
 
@@ -71,15 +85,11 @@ def devices(patience_s: float = 10.0) -> dict[str, DeviceFacts | UserError]:
 
 def _asked(name: str, patience_s: float) -> DeviceFacts | UserError:
     try:
-        facts: object = within(patience_s, lambda: find(name).probe())
+        return within(patience_s, lambda: facts_of(find(name)))
     except UserError as error:
         return error
-    except (Exception, SystemExit) as error:  # whatever a stranger's probe raises
-        return UserError(f"device {name!r} does not say what it is: {_line(error)}")
-    if isinstance(facts, DeviceFacts):
-        return facts
-    said = f"its probe() returned {type(facts).__name__}, not DeviceFacts"
-    return UserError(f"device {name!r} does not say what it is: {said}")
+    except TimeoutError as error:
+        return UserError(f"device {name!r} does not say what it is: {line_of(error)}")
 
 
 def _from_file(name: str, module: str, class_name: str, argument: str | None) -> DeviceProfiler:
@@ -124,7 +134,7 @@ def _imported(load: Any, name: str, source: str, mend: str) -> Any:
         return load()
     except (Exception, SystemExit) as error:  # whatever a stranger's module raises
         raise UserError(
-            f"device {name!r} {source} cannot be imported: {_line(error)}; {mend}"
+            f"device {name!r} {source} cannot be imported: {line_of(error)}; {mend}"
         ) from error
 
 
@@ -145,14 +155,10 @@ def _made(factory: Any, name: str, argument: str | None, source: str, mend: str)
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's constructor raises
         raise UserError(
-            f"device {name!r} {source} does not start: {_line(error)}; {mend}"
+            f"device {name!r} {source} does not start: {line_of(error)}; {mend}"
         ) from error
     return made
 
 
 def _package(entry: EntryPoint) -> str:
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown package"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

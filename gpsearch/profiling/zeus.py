@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpsearch.errors import line_of
 from gpsearch.profiling.rapl import Meter
 
 EXTRA = "pip install 'zeus>=0.16'"
@@ -158,7 +159,7 @@ class SocMeter(Source):
             self._silent = True  # and stays so: an answer to come would be taken for that of now
             raise ZeusError(_SILENT) from error
         except Exception as error:  # whatever is beneath Zeus may raise
-            raise ZeusError(f"Zeus cannot read this chip's energy: {_named(error)}") from error
+            raise ZeusError(f"Zeus cannot read this chip's energy: {line_of(error)}") from error
 
 
 def _get_soc() -> Any:
@@ -217,7 +218,7 @@ class Chip:
         except ZeusError:
             raise
         except Exception as error:  # Zeus' own, of many kinds
-            why_not = f"Zeus does not know {name} here ({_named(error)})"
+            why_not = f"Zeus does not know {name} here ({line_of(error)})"
             raise ZeusError(f"{why_not}: see to all that `{EXTRA}` brings") from error
 
 
@@ -268,7 +269,7 @@ class AmdBoard(Source):
         except ZeusError:
             raise
         except Exception as error:  # Zeus' own, of many kinds
-            raise ZeusError(f"Zeus finds no AMD GPU ({_named(error)})") from error
+            raise ZeusError(f"Zeus finds no AMD GPU ({line_of(error)})") from error
         if len(gpus) != count:
             raise ZeusError(f"Zeus sees {len(gpus)} AMD GPUs and torch {count}: which is which?")
         self._gpu = gpus[index]
@@ -305,7 +306,7 @@ class AmdBoard(Source):
         try:
             answer = getattr(self._gpu, question)()
         except Exception as error:  # Zeus' own, of many kinds
-            raise ZeusError(f"Zeus cannot read this board: {_named(error)}") from error
+            raise ZeusError(f"Zeus cannot read this board: {line_of(error)}") from error
         if not isinstance(answer, int | float) or not math.isfinite(answer):
             raise ZeusError(f"Zeus says {answer} for {question}")
         return float(answer)
@@ -313,8 +314,3 @@ class AmdBoard(Source):
 
 def _missing(name: str) -> ImportError:
     return ImportError(f"the energy of {name} is read by Zeus, which is missing: {EXTRA}")
-
-
-def _named(error: Exception) -> str:
-    """Return an error in one line, with its kind: the message of some is empty."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpsearch.candidate import Candidate
+from gpsearch.errors import UserError
 from gpsearch.files import read_json
 from gpsearch.objectives import OBJECTIVES, Constraint, Objective, feasible, front
 from gpsearch.remeasured import NOT_MEASURED, RECORD, Remeasured
@@ -184,14 +185,18 @@ class Results:
             self.folder / "device.json",
         ]:
             if path.exists():
-                reasons |= _reasons(read_json(path))
+                reasons |= _reasons(path)
         estimated = {goal.column for goal in self.goals if goal.kind == "estimated"}
         missing = reasons.keys() - estimated
         return {goal.name: reasons[goal.column] for goal in COSTS if goal.column in missing}
 
 
-def _reasons(record: Row) -> dict[str, str]:
+def _reasons(path: Path) -> dict[str, str]:
     """Return the reasons in a device.json, or in a reading.json."""
-    quantities = record.get("quantities", {})
-    missing = {name: one["reason"] for name, one in quantities.items() if one["value"] is None}
-    return {**missing, **record.get("unavailable", {})}
+    record = read_json(path)
+    try:
+        quantities = record.get("quantities", {}).items()
+        missing = {name: one["reason"] for name, one in quantities if one["value"] is None}
+        return {**missing, **record.get("unavailable", {})}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged; restore it from a backup") from error

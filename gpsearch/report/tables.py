@@ -154,7 +154,8 @@ def _notes(results: Results) -> str:
     if (first := results.reference) is not None:
         lines += [f"* on the front; x fewer: against trial {first}, {rows[first]['baseline']}"]
         if any(row.get("latency_ratio") for row in rows):
-            lines += ["latencies are compared with that of its network before compaction"]
+            whose = "its" if first == 0 else f"{rows[0]['baseline']}'s"
+            lines += [f"latencies are compared with that of {whose} network before compaction"]
     if any(trial in results.finals for trial in results.front):
         lines += ["latencies of the front are those measured again at the end, in fresh processes"]
     states = [row["state"] for row in rows]

@@ -132,7 +132,7 @@ class SpaceFile:
             raw = dict(raw)
             only = raw.pop("only", only)
         try:
-            if not isinstance(only, list) or any(name not in SCHEDULES for name in only):
+            if not isinstance(only, list) or any(name not in list(SCHEDULES) for name in only):
                 raise ValueError(f"only = {only!r} should be a list of schedules: {KNOWN}")
             return Parameter(keys, parse(raw, integer=hint is int, natural=natural), tuple(only))
         except ValueError as error:

@@ -11,14 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gpsearch.cell import HLSTM
-from gpsearch.profiling import (
-    DeviceFacts,
-    DeviceProfiler,
-    EnergyMeter,
-    Host,
-    MemoryMeter,
-    OutputReader,
-)
+from gpsearch.profiling import DeviceFacts, DeviceProfiler, Host, facts_of
 from gpsearch.profiling.device import CAPABILITIES
 
 Workload = tuple[nn.Module, tuple[Tensor, ...]]
@@ -73,20 +66,10 @@ class Bench:
     @cached_property
     def lacking(self) -> dict[str, str]:
         """Which capabilities the profiler does not declare, and why not."""
-        facts = self.facts
-        doors = (
-            ("energy_j", EnergyMeter, "reads no energy counter"),
-            ("peak_memory_bytes", MemoryMeter, "does not tell it"),
-            ("outputs", OutputReader, "does not show them"),
-        )
-        absent = {
-            name: f"the profiler of {facts.name!r} {words}"
-            for name, door, words in doors
-            if not isinstance(self.profiler, door)
-        }
-        if "latency_s" in facts.unavailable:  # it runs nothing at all
-            absent |= dict.fromkeys(CAPABILITIES, facts.unavailable["latency_s"])
-        return absent | dict(facts.unavailable)
+        unavailable = dict(facts_of(self.profiler).unavailable)
+        if "latency_s" in unavailable:  # it runs nothing at all
+            return dict.fromkeys(CAPABILITIES, unavailable["latency_s"]) | unavailable
+        return unavailable
 
     def loaded(self, **sizes: int) -> Any:
         """Return the handle of a workload of these sizes."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from gpsearch.errors import line_of
 from gpsearch.testing.bench import Bench
 
 Body = Callable[[Bench], None]
@@ -64,8 +65,7 @@ class Check:
         except (CheckFailed, KeyboardInterrupt):
             raise
         except BaseException as error:  # whatever a stranger's profiler raises
-            line = " ".join(f"{type(error).__name__}: {error}".split())
-            raise CheckFailed(f"the profiler raised {line}") from error
+            raise CheckFailed(f"the profiler raised {line_of(error)}") from error
 
 
 CHECKS: dict[str, Check] = {}

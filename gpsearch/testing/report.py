@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from gpsearch.errors import UserError
+from gpsearch.errors import UserError, line_of
 from gpsearch.profiling import API_VERSION, DeviceProfiler, find, installed
 from gpsearch.testing import contract, counters, timing, upkeep  # noqa: F401, they enter their checks
 from gpsearch.testing.bench import Bench
@@ -111,9 +111,16 @@ def examine(
         if outcomes[-1].state in ("failed", "expected"):
             with suppress(Exception):
                 profiler.close()
-            profiler = make()
+            try:
+                profiler = make()
+            except Exception as error:
+                reason = f"it does not start a second time: {line_of(error)}"
+                outcomes.append(Outcome("starts_again", "failed", reason))
+                break
     with suppress(Exception):
         lacking = Bench(profiler).lacking
+    with suppress(Exception):
+        profiler.close()
     for stray in sorted(known.keys() - checks.keys()):
         outcomes.append(Outcome(stray, "failed", "expected to fail, but there is no such check"))
     return Report(name, spoken, tuple(outcomes), demanded(spoken, lacking))
@@ -126,7 +133,8 @@ def examine_named(name: str) -> Report:
         UserError: There is none.
     """
     try:
-        find(name)
+        with closing(find(name)):  # some devices can be opened only once at a time
+            pass
     except UserError as error:
         if name.partition(":")[0] not in installed():
             raise
@@ -146,7 +154,7 @@ def verdict(bench: Bench, check: Check, expected: str | None) -> tuple[State, st
     try:
         why_not = due(bench, check)
     except Exception as error:
-        return "failed", f"probe() raised {type(error).__name__}: {error}"
+        return "failed", f"probe() raised {line_of(error)}"
     if why_not:
         return "skipped", why_not
     try:
