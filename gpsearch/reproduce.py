@@ -184,9 +184,10 @@ class Reproduction:
             )
         write_text(folder / "reading.json", json.dumps(reading.to_dict(), indent=2) + "\n")
         scores: dict[str, Any] = {}
-        for split in ("dev", "test"):
-            metrics = tasks.scores(task, deployed, split)
-            scores |= {f"{split}_{metric}": value for metric, value in metrics.items()}
+        with Host().sharing():
+            for split in ("dev", "test"):
+                metrics = tasks.scores(task, deployed, split)
+                scores |= {f"{split}_{metric}": value for metric, value in metrics.items()}
         (folder / "checkpoint.pt").unlink(missing_ok=True)
         about = {"row": name, "seed": seed, "metric": task.metric, "metric_unit": tasks.unit(task)}
         return about | scores | columns(reading) | {"flags": "; ".join(reading.flags)}

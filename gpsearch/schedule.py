@@ -300,7 +300,7 @@ class GP(_Pruning):
     def _growth_window(self, epochs: int) -> _Window:
         """Return when to grow: before pruning begins, also where rounding puts both in one epoch.
 
-        Where pruning begins with the run there is no such time.
+        A run of a single epoch has no such time.
         """
         last = min(round(self.grow_end * epochs), self._pruning_window(epochs).first - 1)
         return _Window(max(0, min(round(self.grow_start * epochs), last)), last, self.grow_every)
