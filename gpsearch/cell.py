@@ -214,6 +214,9 @@ class HLSTM(Gated):
         Args:
             masks: By the parameters' names, True where a weight is awake; all weights of a
                 parameter without a mask are. ``{}`` goes back to computing with all weights.
+
+        Raises:
+            UserError: A mask is of another shape than its parameter.
         """
         found = {suffix: self._layer_masks(suffix, masks) for suffix, _ in self._cells()}
         self._patterns = {
@@ -227,7 +230,11 @@ class HLSTM(Gated):
 
         def of(name: str) -> Tensor:
             weight = self.get_parameter(name + suffix)
-            return masks.get(name + suffix, torch.ones_like(weight, dtype=torch.bool))
+            mask = masks.get(name + suffix, torch.ones_like(weight, dtype=torch.bool))
+            if mask.shape != weight.shape:
+                wanted = f"{[*weight.shape]}, not {[*mask.shape]}"
+                raise UserError(f"the mask of {name + suffix} should be {wanted}")
+            return mask
 
         flat = ["weight_ih", "weight_hh"] if self.gate_direct or not self.gate_hidden else []
         hidden = ["weight_gate_ih", "weight_gate_hh"] if self.gate_hidden else []

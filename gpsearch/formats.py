@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gpsearch.cell import HLSTM, HLSTMCell
-from gpsearch.kernels.decode import FORMATS, Decoder, Packed, suits
+from gpsearch.kernels.decode import FORMATS, Decoder, Key, Packed, suits
 from gpsearch.kernels.native import Native, native
 
 _FEW_WEIGHTS = 4096
@@ -71,7 +71,8 @@ def _best_formats(module: HLSTM | HLSTMCell, kernels: Native) -> Mapping[str, st
     if module.gate_norm or module.is_parametrized() or not suits(*module.parameters()):
         return {}
     single = isinstance(module, HLSTMCell)
-    x = torch.randn(1 if single else _SEQUENCE, 1, module.input_size)
+    steps = 1 if single else _SEQUENCE
+    x = torch.randn(steps, 1, module.input_size, dtype=torch.float32, device="cpu")
     formats = _packing(module, kernels, x)
     decoder = module.packed(kernels, formats)
     module.formats = {}
@@ -91,7 +92,7 @@ def _packing(module: HLSTM | HLSTMCell, kernels: Native, x: Tensor) -> dict[str,
     # At first the smallest, so that all the others leave about as much of the caches to a weight
     # that is tried as they will in the end.
     formats = {name: found[0] for name, found in promising.items()}
-    packed = dict[tuple[int, str], Packed]()
+    packed = dict[Key, Packed]()
     for name in sorted(weights, key=lambda name: -weights[name].numel()):
         if len(promising[name]) > 1:
             decoders = {

@@ -31,6 +31,7 @@ class _Deployed(NamedTuple):
     decoder: decode.Decoder
     native: Native
     formats: Mapping[str, str]
+    options: tuple[Any, ...]
     marks: tuple[tuple[str, Tensor | None, int, int], ...]
     """Of every parameter, in order: its name, itself, its version, its address."""
 
@@ -41,8 +42,8 @@ class Packable(nn.Module):
     Attributes:
         formats: How to pack every weight, by the parameter's name: one of
             `gpsearch.kernels.decode.FORMATS`. Where it is empty, torch does the work. `compact`
-            fills it in. Packed weights follow their parameters, but for changes by way of
-            ``.data`` in eval mode, which nobody can see.
+            fills it in. Packed weights follow their parameters, but for changes in eval mode that
+            nobody can see: by way of ``.data`` or ``.numpy()``, or by another process.
     """
 
     formats: Mapping[str, str] = MappingProxyType({})
@@ -66,11 +67,11 @@ class Packable(nn.Module):
         raise NotImplementedError
 
     def is_parametrized(self) -> bool:
-        """Tell whether weights are computed when they are read, as by `torch.nn.utils.prune`."""
+        """Tell whether weights are no parameters: buffers, or computed, as by torch's pruning."""
         names = (
             spec.name + suffix for suffix, inputs in self._cells() for spec in self._specs(inputs)
         )
-        return parametrize.is_parametrized(self) or any(name in self.__dict__ for name in names)
+        return parametrize.is_parametrized(self) or any(n not in self._parameters for n in names)
 
     def check(self) -> None:
         """Refuse options, parameters and formats that do not go together, as in a damaged file.
@@ -130,6 +131,8 @@ class Packable(nn.Module):
     def _is_current(self, deployed: _Deployed, kernels: Native | None) -> bool:
         if deployed.native is not kernels or deployed.formats is not self.formats:
             return False
+        if deployed.options != self._options():
+            return False
         parameters = self._parameters.items()
         if len(parameters) != len(deployed.marks):
             return False
@@ -152,13 +155,17 @@ class Packable(nn.Module):
             (name, p, 0, 0) if p is None else (name, p, p._version, p.data_ptr())
             for name, p in self._parameters.items()
         )
-        return _Deployed(self.packed(kernels, self.formats), kernels, self.formats, marks)
+        decoder = self.packed(kernels, self.formats)
+        return _Deployed(decoder, kernels, self.formats, self._options(), marks)
+
+    def _options(self) -> tuple[Any, ...]:
+        return self.activation, self.gate_hidden, self.gate_direct
 
     def packed(
         self,
         kernels: Native,
         formats: Mapping[str, str],
-        packed: dict[tuple[int, str], decode.Packed] | None = None,
+        packed: dict[decode.Key, decode.Packed] | None = None,
     ) -> decode.Decoder:
         """Return what runs this module in C, with its weights in these formats.
 

@@ -73,7 +73,7 @@ def narrow_bytes(weight: Float[Tensor, "rows in"]) -> int:
     if plain.dtype is not torch.float32:
         return plain.nbytes
     scale, whole = _whole_numbers(plain)
-    if whole.equal(plain):
+    if whole.equal(plain) and bool(scale.isfinite().all()):
         return plain.numel() + scale.nbytes
     return plain.nbytes // (2 if rounded(plain, "bfloat16").equal(plain) else 1)
 
@@ -88,10 +88,13 @@ def recurrent_matrices(model: nn.Module) -> Iterator[nn.Parameter]:
 def _whole_numbers(
     weight: Float[Tensor, "rows in"],
 ) -> tuple[Float[Tensor, "rows 1"], Float[Tensor, "rows in"]]:
-    """Return the rows' scales, and the matrix rounded to whole numbers times them."""
+    """Return the rows' scales, and the matrix rounded to whole numbers times them.
+
+    A row that holds what is infinite or no number stays as it is, and so does its scale.
+    """
     weight = weight.float()
     bits = (weight.abs().amax(1, keepdim=True) / _MOST).view(torch.int32)
     spare = (1 << _SPARE_BITS) - 1
     scale = ((bits + spare) & ~spare).view(torch.float32)
     whole = (weight / scale.where(scale > 0, 1.0)).round()
-    return scale, whole * scale
+    return scale, (whole * scale).where(scale.isfinite(), weight)

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gpsearch import HLSTM, HLSTMCell, UserError
+from gpsearch import HLSTM, HLSTMCell, Stream, UserError, compact
 from gpsearch.deploy import load_model, save_model
 from gpsearch.kernels import native
 from gpsearch.kernels.decode import _CODES, FORMATS, MOST_SEQUENCES, Decoder, Packed
@@ -590,3 +590,66 @@ def test_the_kernels_stay_within_their_arrays(tmp_path):
     )
 
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_type_is_no_matter(dtype: torch.dtype) -> None:
+    model = masked(HLSTM(20, 96, gate_hidden=(80,)), 0.1)
+    x = torch.randn(6, 1, 20)
+    wanted = model(x)[0]
+    torch.set_default_dtype(dtype)
+    try:
+        small = compact(model)
+        stream = Stream(small)
+        found = torch.stack([stream(one) for one in x])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_near(found, wanted)
+
+
+@pytest.mark.skipif(not KERNELS, reason="the kernels were not built")
+def test_another_default_device_is_no_matter() -> None:
+    with torch.device("meta"):
+        packed = Packed(KERNELS[-1], torch.ones(3, 3, device="cpu"), "dense")
+    assert packed.pointer > 0
+
+
+@each_kernels
+def test_weights_that_lie_in_one_memory_are_told_apart(kernels):
+    model = HLSTM(64, 16, gate_hidden=())
+    base = model.get_parameter("weight_ih_l0").detach().clone()
+    model.weight_ih_l0, model.weight_hh_l0 = nn.Parameter(base), nn.Parameter(base[:, :16])
+    x = torch.randn(5, 1, 64)
+    with torch.no_grad():
+        wanted = model.eval()(x)[0]
+    assert_near(decoder(kernels, model, "dense").run(x, None)[0], wanted)
+
+
+@pytest.mark.usefixtures("untyped")
+@each_kernels
+def test_what_is_of_another_type_is_refused_before_it_is_read(kernels):
+    packed = decoder(kernels, masked(HLSTM(4, 8, gate_hidden=(6,)), 1.0))
+    x = torch.randn(5, 2, 4)
+    for wrong, lengths in ((x.double(), None), (x.bfloat16(), None), (x, torch.tensor([5]))):
+        with pytest.raises(ValueError, match="packed for 4 inputs"):
+            packed.run(wrong, None, lengths)
+
+
+def test_frozen_weights_in_buffers_and_other_options_are_seen():
+    model = masked(HLSTM(4, 8, gate_hidden=(6,)), 1.0)
+    model.formats = dict.fromkeys(("weight_gate_ih_l0", "weight_gate_hh_l0"), "dense")
+    x = torch.randn(5, 1, 4)
+
+    def both():
+        with torch.no_grad():
+            plain = copy.deepcopy(model)
+            plain.formats = {}
+            return model(x)[0], plain(x)[0]
+
+    assert_near(*both())
+    model.activation = "tanh"
+    assert_near(*both())
+    bias = model.get_parameter("bias_gate_l0").detach() + 1
+    del model.bias_gate_l0
+    model.register_buffer("bias_gate_l0", bias)
+    assert_near(*both())

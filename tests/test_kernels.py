@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
@@ -13,8 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from gpsearch.cell import HLSTM
+from gpsearch.errors import UserError
 from gpsearch.kernels.compiled import compiled
 from gpsearch.kernels.dormant import clear_dormant, prepared
 from gpsearch.kernels.fused import fused
@@ -26,6 +32,7 @@ from gpsearch.kernels.products import linear, mkl_is_fast, room_like, torch_is_f
 from gpsearch.kernels.recurrence import ACTIVATIONS, plain, recurrence
 from gpsearch.kernels.sequence import Padded
 from gpsearch.kernels.sparse import kernels_for_sparse, sparse
+from gpsearch.kernels.threads import each_in_threads
 from gpsearch.kernels.tiles import put_product
 from tests.recurrent import Layer, assert_same, layer, leaves, results
 
@@ -481,3 +488,116 @@ def test_gradients_whose_sign_is_only_noted() -> None:
     found = torch.autograd.grad(out, weights, torch._neg_view(grad))
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other)
+
+
+# What does not fit, and what is not to be seen
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("mode", ["train", "sparse", "eval"])
+@pytest.mark.parametrize(
+    ("name", "rows", "columns"),
+    [
+        ("weight_gate1_l0", 16 * 64, 64),
+        ("weight_gate_hh_l0", 256, 640),
+        ("weight_gate_ih_l0", 256, 48),
+        ("bias_gate_l0", 128, None),
+        ("bias_gate1_l0", 512, None),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_before_anything_is_read(
+    mode: str, name: str, rows: int, columns: int | None
+) -> None:
+    model = HLSTM(32, 64, gate_hidden=(64,))
+    if mode == "sparse":
+        model.use_masks({n: torch.rand(p.shape) < 0.1 for n, p in model.named_parameters()})
+    shape = (rows,) if columns is None else (rows, columns)
+    setattr(model, name, torch.nn.Parameter(torch.randn(shape)))
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"do not fit|must match|invalid for input"
+    ):
+        model.train(mode != "eval")(torch.randn(5, 32, 32))
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    model = HLSTM(32, 64, gate_hidden=(64,))
+    with pytest.raises(UserError, match=r"weight_gate1_l0 should be \[256, 64\], not \[1024, 64\]"):
+        model.use_masks({"weight_gate1_l0": torch.zeros(1024, 64, dtype=torch.bool)})
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # of torch's own counter
+@pytest.mark.parametrize("density", [0.1, 1.0])
+def test_what_is_watched_or_transformed_is_torchs_own(density: float) -> None:
+    model, x = HLSTM(5, 16, gate_hidden=(8,)), torch.randn(6, 20, 5)
+    if density < 1:
+        masks = {n: torch.rand(p.shape) < density for n, p in model.named_parameters()}
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.mul_(masks[name])
+        model.use_masks({n: mask for n, mask in masks.items() if mask.dim() == 2})
+    plainly = model(x)[0].detach()
+
+    graph = make_fx(lambda x: model(x)[0])(x)
+    torch.testing.assert_close(graph(x), plainly, atol=1e-5, rtol=1e-5)
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    assert counter.get_total_flops() == 2 * 6 * 20 * 4 * ((5 + 16) * 8 + 8 * 16)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        tangent = torch.autograd.forward_ad.unpack_dual(model(dual)[0]).tangent
+    assert tangent is not None
+    assert tangent.abs().sum() > 0
+
+
+def test_a_failed_job_leaves_none_at_work() -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def job(number: int) -> None:
+        if number == 0:
+            begun.wait(10)
+            raise KeyboardInterrupt
+        begun.set()
+        time.sleep(0.2)
+        ended.set()
+
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            each_in_threads(job, [(0,), (1,)])
+    finally:
+        torch.set_num_threads(1)
+    assert ended.is_set()
+
+
+def alive(noted: list[weakref.ref[Tensor]]) -> list[Tensor]:
+    return [one for one in (reference() for reference in noted) if one is not None]
+
+
+def test_sparse_computing_keeps_nothing_after_the_way_back() -> None:
+    model = HLSTM(32, 64, gate_hidden=(64,))
+    masks = {n: torch.rand(p.shape) < 0.1 for n, p in model.named_parameters()}
+    model.use_masks({n: mask for n, mask in masks.items() if mask.dim() == 2})
+    kept: list[weakref.ref[Tensor]] = []
+
+    def noted(tensor: Tensor) -> Tensor:
+        kept.append(weakref.ref(tensor))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
+        loss = model(torch.randn(7, 32, 32))[0].sum()
+    assert sum(one.numel() for one in alive(kept)) > 7 * 32 * 4 * 64
+    loss.backward()
+    assert {id(one) for one in alive(kept)} <= {id(p) for p in model.parameters()}
+
+
+def test_weights_that_changed_since_are_noticed_on_the_way_back() -> None:
+    for density in (0.1, 1.0):
+        model = HLSTM(32, 64, gate_hidden=(64,))
+        if density < 1:
+            masks = {n: torch.rand(p.shape) < density for n, p in model.named_parameters()}
+            model.use_masks({n: mask for n, mask in masks.items() if mask.dim() == 2})
+        loss = model(torch.randn(7, 32, 32))[0].sum()
+        with torch.no_grad():
+            model.get_parameter("weight_gate1_l0").mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()

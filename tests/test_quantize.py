@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -115,7 +116,7 @@ def test_weights_that_are_no_numbers_come_to_an_end():
         layer.weight_gate_ih_l0[0, 0] = float("inf")
 
     small: Any = compact(layer, weights="int8")
-    assert small.weight_gate_ih_l0[0].isnan().all()
+    assert small.weight_gate_ih_l0[0].equal(layer.weight_gate_ih_l0[0])
 
 
 def test_parameters_of_16_bits_stay():
@@ -161,3 +162,11 @@ def test_a_compact_model_with_narrow_weights(type):
     assert after is not None
     assert before is not None
     assert after < 0.55 * before
+
+
+def test_a_row_that_is_no_number_stays_as_it_is() -> None:
+    weight = torch.tensor([[1.0, math.inf, 0.1], [1.0, 0.5, 0.1]])
+    found = rounded(weight, "int8")
+    assert torch.equal(found[0], weight[0])
+    assert found[1].isfinite().all()
+    assert narrow_bytes(found) == found.nbytes

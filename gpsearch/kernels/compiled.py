@@ -57,8 +57,9 @@ class _Compiled(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.set_materialize_grads(False)
         dirs = len(masks)
-        (h0, c0), xs, weights = leaves[:2], leaves[2 : 2 + dirs], leaves[2 + dirs :]
-        weights = tuple(None if one is None else one.contiguous() for one in weights)
+        (h0, c0), weights = leaves[:2], leaves[2 + dirs :]
+        xs = tuple(one.resolve_neg() for one in leaves[2 : 2 + dirs])
+        weights = tuple(None if one is None else one.contiguous().resolve_neg() for one in weights)
         steps, batch, _ = xs[0].shape
         h, c = (h0.new_empty(dirs, steps + 1, *h0.shape[1:]) for _ in range(2))
         h[:, 0], c[:, 0] = h0, c0

@@ -17,6 +17,7 @@ from torch.overrides import has_torch_function
 
 from gpsearch.kernels.compiled import KINDS
 from gpsearch.kernels.native import Native
+from gpsearch.kernels.traced import traced
 
 _WINDOWS = ("windows", "windows2", "windows4")
 _LAYOUTS = ("dense", "rows", "sell16", *_WINDOWS, "16x1", "8x1", "4x4")
@@ -42,6 +43,10 @@ MOST_SEQUENCES = 4
 """Sequences of a batch up to which one after the other is fast."""
 
 _ALIGNMENT = 64
+_MISFIT = "packed for {} inputs and states of {}, of single precision and on the CPU"
+
+Key = tuple[int, tuple[int, ...], tuple[int, ...], str]
+"""What tells packed matrices apart: address, shape and strides of the weights, and the format."""
 
 
 class Matrix(NamedTuple):
@@ -92,8 +97,7 @@ def applies(batch: int, *inputs: Tensor) -> bool:
     if not 0 < batch <= MOST_SEQUENCES:
         return False
     # What watches torch's functions, as gpsearch.exporting does, is to see the recurrence.
-    watched = torch._C._is_tracing() or torch.compiler.is_compiling() or has_torch_function(inputs)
-    return not watched and suits(*inputs)
+    return not traced() and not has_torch_function(inputs) and suits(*inputs)
 
 
 class Packed:
@@ -115,7 +119,7 @@ class Packed:
         size = self.bytes_of(kernels, weight, format)
         if size < 0:
             raise ValueError(f"no {format} for a matrix of {list(weight.shape)}")
-        self._memory = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
+        self._memory = torch.empty(size + _ALIGNMENT, dtype=torch.uint8, device="cpu")
         self.pointer = -(-self._memory.data_ptr() // _ALIGNMENT) * _ALIGNMENT
         where = weight.data_ptr(), *weight.shape, kernels.tiles, self.pointer
         if kernels.pack_matrix(*_CODES[format], *where) < 0:
@@ -136,8 +140,7 @@ class Decoder:
         kernels: The kernels of one instruction set.
         cells: Layer by layer, and in each both directions where there are two.
         directions: 1 or 2.
-        packed: Matrices packed before, by the address of the first weight and the format; what is
-            missing is added.
+        packed: Matrices packed before; what is missing is added.
     """
 
     def __init__(
@@ -145,7 +148,7 @@ class Decoder:
         kernels: Native,
         cells: Sequence[Cell],
         directions: int,
-        packed: dict[tuple[int, str], Packed] | None = None,
+        packed: dict[Key, Packed] | None = None,
     ) -> None:
         _refuse_unlike(cells, directions)
         self.kernels, self._packed = kernels, {} if packed is None else packed
@@ -175,15 +178,16 @@ class Decoder:
         steps, batch, inputs = x.shape
         shape = self._cells_count, batch, self._size
         fits = state is None or state[0].shape == state[1].shape == shape
-        if inputs != self.inputs or not fits:
-            raise ValueError(f"packed for {self.inputs} inputs and states of {list(shape)}")
+        fits &= lengths is None or lengths.shape == (batch,)
+        if inputs != self.inputs or not fits or not suits(x, *(state or ())):
+            raise ValueError(_MISFIT.format(self.inputs, list(shape)))
         if state is None:
             h, c = x.new_zeros(2, *shape).unbind()
         else:
             h, c = (s.clone(memory_format=torch.contiguous_format) for s in state)
         out = x.new_empty(steps, batch, self._width)
         if lengths is not None:
-            lengths = lengths.to(torch.int64).contiguous()
+            lengths = lengths.to(x.device, torch.int64).contiguous()
         if x.stride(2) != 1:
             x = x.contiguous()
         stack = self._stack(x.stride(), (batch * self._width, self._width), h, c)
@@ -202,8 +206,9 @@ class Decoder:
         """Run a single cell for one step, and return the next h and c; no gradients."""
         batch, inputs = x.shape
         shape = batch, self._size
-        if inputs != self.inputs or not h.shape == c.shape == shape or self._cells_count != 1:
-            raise ValueError(f"packed for {self.inputs} inputs and states of {list(shape)}")
+        fits = inputs == self.inputs and h.shape == c.shape == shape and self._cells_count == 1
+        if not fits or not suits(x, h, c):
+            raise ValueError(_MISFIT.format(self.inputs, list(shape)))
         x, h, c = x.contiguous(), h.contiguous(), c.contiguous()
         next_h, next_c = torch.empty_like(h), torch.empty_like(c)
         failed = self.kernels.decode_step(
@@ -262,7 +267,7 @@ class Decoder:
     def _gates(self, matrix: Matrix) -> Any:
         """Pack the four gates' matrices, all of them in one format, and return where they are."""
         gates = matrix.weight.chunk(4)
-        keys = [(weight.data_ptr(), matrix.format) for weight in gates]
+        keys = [(w.data_ptr(), tuple(w.shape), w.stride(), matrix.format) for w in gates]
         if not all(key in self._packed for key in keys):
             format = self._holding(gates, matrix.format)
             packed = [Packed(self.kernels, weight, format) for weight in gates]
@@ -303,7 +308,7 @@ class Running:
     ) -> None:
         self._alive = decoder, h, c
         batch, size = h.shape[1:]
-        self._shape, self._like = (batch, decoder.inputs), torch.empty(batch, size)
+        self._shape, self._like = (batch, decoder.inputs), h.new_empty(batch, size)
         self._stack = decoder._stack((0, decoder.inputs), (0, size), h, c)
         self._next, self._where = decoder.kernels.decode, ctypes.addressof(self._stack)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from gpsearch.kernels.native import native
 from gpsearch.kernels.threads import each_in_threads, slices
@@ -40,6 +41,7 @@ def clear_dormant(tensors: Sequence[Tensor], awake: Sequence[Shaped[Tensor, "*_s
             rest.append((tensor, mask))
             continue
         at, of, count = tensor.data_ptr(), mask.data_ptr(), tensor.numel()
+        increment_version(tensor)  # as whatever torch changes has it
         if threads == 1:
             kernels.clear_dormant(at, of, count)
             continue

@@ -71,3 +71,41 @@ def restored(
         pairs = zip(dense[::2], dense[1::2], strict=True)
         gates.append(Gates(ih, hh, bias, tuple(Dense(*p) for p in pairs), (), own, activation))
     return gates
+
+
+def refuse_unlike(xs: Sequence[Tensor], h0: Tensor, c0: Tensor, gates: Sequence[Gates]) -> None:
+    """Refuse what does not fit together: by these sizes the kernels in C read and write.
+
+    Raises:
+        ValueError: It does not.
+    """
+    steps, (dirs, batch, size) = xs[0].shape[0], h0.shape
+    if not len(xs) == len(gates) == dirs or c0.shape != h0.shape:
+        raise ValueError(f"states of {[*h0.shape]} and {[*c0.shape]} for {len(gates)} directions")
+    for d, (x, g) in enumerate(zip(xs, gates, strict=True)):
+        fits = x.shape == (steps, batch, g.ih.shape[1]) and _fit(g, batch, size)
+        if not fits or (g.patterns is not None and not _are_of(g.patterns, g)):
+            raise ValueError(f"direction {d}: input, weights and masks do not fit one another")
+
+
+def _fit(g: Gates, batch: int, size: int) -> bool:
+    rows, width = len(g.ih), g.first // 4
+    biases = [(g.bias, (rows,)), *((d.bias, (4, d.weight.shape[1])) for d in g.dense)]
+    fits = all(bias is None or bias.shape == shape for bias, shape in biases)
+    fits &= g.hh.shape == (rows, size) and rows - g.first in (
+        (0, 4 * size) if g.dense else (4 * size,)
+    )
+    fits &= len(g.masks) in (0, len(g.dense))
+    for j, dense in enumerate(g.dense):
+        fits &= len(dense.weight) == 4 and dense.weight.shape[2] == width
+        fits &= not g.masks or g.masks[j].shape == (4, batch, width)
+        width = dense.weight.shape[1]
+    return fits and (not g.dense or width == size)
+
+
+def _are_of(patterns: Patterns, g: Gates) -> bool:
+    fits = patterns.ih.shape == g.ih.shape and patterns.hh.shape == g.hh.shape
+    own = [dense.weight.shape[1:] for dense in g.dense]
+    return fits and [[one.shape for one in four] for four in patterns.dense] == [
+        [o] * 4 for o in own
+    ]

@@ -62,6 +62,8 @@ class Native:
         self._library = library
 
     def __getattr__(self, name: str) -> Any:
+        if name not in _ARGUMENTS:
+            raise AttributeError(name)
         function = getattr(self._library, f"{name}_{self.source}")
         function.argtypes = [_TYPES[one] for one in _ARGUMENTS[name]]
         function.restype = ctypes.c_int64  # where there is a result at all

@@ -60,7 +60,13 @@ class Pattern:
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "rows columns"]) -> Pattern:
-        """Return the pattern of a mask."""
+        """Return the pattern of a mask.
+
+        Raises:
+            ValueError: It has more places than whole numbers of 32 bits can tell.
+        """
+        if mask.numel() > torch.iinfo(torch.int32).max:
+            raise ValueError(f"a mask of {[*mask.shape]} has too many places")
         mask = mask.cpu()  # where the kernels are that read it
         rows, columns = mask.shape
         place = mask.flatten().nonzero().flatten()

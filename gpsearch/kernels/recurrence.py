@@ -16,9 +16,10 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from gpsearch.kernels.compiled import compiled
 from gpsearch.kernels.fused import fused
-from gpsearch.kernels.gates import Gates, flattened
+from gpsearch.kernels.gates import Gates, flattened, refuse_unlike
 from gpsearch.kernels.native import Native, native
 from gpsearch.kernels.sparse import kernels_for_sparse, sparse
+from gpsearch.kernels.traced import traced
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -41,17 +42,18 @@ def recurrence(
     need plain operations, and so do gate norms; on a GPU the fused way is untested. For a batch
     without sequences there is nothing to be fast at.
     """
-    if not _traced() and has_torch_function_unary(h0):
+    if not traced() and has_torch_function_unary(h0):
         # What watches torch's functions (gpsearch.exporting does) sees this one as a whole.
         watched: tuple[Tensor, Tensor] = handle_torch_function(recurrence, (h0,), xs, h0, c0, gates)
         return watched
     given = [one for one in (*xs, c0, *flattened(gates)) if one is not None]
     alike = all(one.dtype == h0.dtype and one.device == h0.device for one in given)
     kernels = kernels_for(h0) if alike else None  # torch says what is wrong
-    if gates[0].norms or h0.device.type != "cpu" or _traced() or not h0.shape[1]:
+    if gates[0].norms or h0.device.type != "cpu" or traced() or not h0.shape[1]:
         return plain(xs, h0, c0, gates)
     if kernels is None:
         return fused(xs, h0, c0, gates)
+    refuse_unlike(xs, h0, c0, gates)
     if fitting := kernels_for_sparse(kernels, h0.shape[1], [g.patterns for g in gates]):
         return sparse(fitting, xs, h0, c0, gates)
     return compiled(kernels, xs, h0, c0, gates)
@@ -59,12 +61,8 @@ def recurrence(
 
 def kernels_for(state: Tensor) -> Native | None:
     """Return the kernels in C if they can run a layer with this state, flat gates included."""
-    fit = state.device.type == "cpu" and state.dtype == torch.float32 and not _traced()
+    fit = state.device.type == "cpu" and state.dtype == torch.float32 and not traced()
     return native() if fit else None
-
-
-def _traced() -> bool:
-    return torch._C._is_tracing() or torch.compiler.is_compiling()
 
 
 def plain(

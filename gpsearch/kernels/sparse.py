@@ -1,6 +1,7 @@
 """The recurrence for weights of which few are awake: products with those only, in C.
 
-Outputs and gradients are those of the masked network, but dormant weights get no gradient (zero).
+Outputs and gradients are those of the masked network, but dormant weights get no gradient (zero),
+and what only they would read may be infinite or no number.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class _Sparse(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         dirs = len(masks)
         (h0, c0), xs, weights = leaves[:2], leaves[2 : 2 + dirs], leaves[2 + dirs :]
-        weights = tuple(None if one is None else one.contiguous() for one in weights)
+        weights = tuple(None if one is None else one.contiguous().resolve_neg() for one in weights)
         steps, batch, _ = xs[0].shape
         parts = slices(batch, min(batch // native.lanes(1), -(-torch.get_num_threads() // dirs)))
         hs = h0.new_empty(dirs, steps, *h0.shape[1:])
@@ -97,18 +98,18 @@ class _Sparse(torch.autograd.Function):
             h0.new_empty(dirs, steps + 1, h0.shape[2], native.lanes(stop - start))
             for start, stop in parts
         ]
-        ctx.loops = [
-            [_Loop(native, g, p, x.shape[2], c[d], slice(*part))
-             for c, part in zip(cs, parts, strict=True)]
-            for d, (g, p, x) in enumerate(
-                zip(restored(activation, masks, weights), patterns, xs, strict=True)
-            )
-        ]  # fmt: skip
+        gates = restored(activation, masks, weights)
+        loops = [
+            [_Loop(native, *own, c[d], slice(*part)) for c, part in zip(cs, parts, strict=True)]
+            for d, own in enumerate(zip(gates, patterns, strict=True))
+        ]
         outside = list(zip(map(_in_rows, xs), _in_rows(h0), _in_rows(c0), hs, strict=True))
-        jobs = [(loop, *outside[d]) for d, loops in enumerate(ctx.loops) for loop in loops]
+        jobs = [(loop, *outside[d]) for d, own in enumerate(loops) for loop in own]
         each_in_threads(_Loop.forward, jobs)
+        ctx.fixed = native, patterns, activation, masks, parts
         ctx.x_shapes = [x.shape for x in xs]
-        ctx.save_for_backward(*cs)  # not to be written to: with one part they are what is returned
+        # Not to be written to: with one part the c are what is returned.
+        ctx.save_for_backward(*cs, *weights, *(one for loop, *_ in jobs for one in loop.kept))
         in_rows = [
             c[:, 1:, :, : stop - start].mT for c, (start, stop) in zip(cs, parts, strict=True)
         ]
@@ -120,8 +121,19 @@ class _Sparse(torch.autograd.Function):
     def backward(
         ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        c = ctx.saved_tensors[0]
-        states = len(ctx.loops), ctx.x_shapes[0][1], c.shape[2]
+        native, patterns, activation, masks, parts = ctx.fixed
+        each = len(ctx.needs_input_grad) - 6 - len(masks)  # weights
+        cs, weights, kept = _split(ctx.saved_tensors, len(parts), each)
+        arrays = iter(_equal_parts(kept, len(masks) * len(parts)))
+        loops = [
+            [_Loop(native, *own, c[d], slice(*part), next(arrays))
+             for c, part in zip(cs, parts, strict=True)]
+            for d, own in enumerate(
+                zip(restored(activation, masks, weights), patterns, strict=True)
+            )
+        ]  # fmt: skip
+        c = cs[0]
+        states = len(loops), ctx.x_shapes[0][1], c.shape[2]
         d_h0, d_c0 = (c.new_empty(states) for _ in range(2))
         d_xs = [
             d_h0.new_empty(shape) if ctx.needs_input_grad[6 + d] else None
@@ -130,11 +142,11 @@ class _Sparse(torch.autograd.Function):
         grads = [None if one is None else _in_rows(one) for one in (grad_h, grad_c)]
         jobs = [
             (loop, *(None if one is None else one[d] for one in grads), d_xs[d], d_h0[d], d_c0[d])
-            for d, loops in enumerate(ctx.loops)
-            for loop in loops
+            for d, own in enumerate(loops)
+            for loop in own
         ]
         grads_of = iter(each_in_threads(_Loop.backward, jobs))
-        d_weights = [one for loops in ctx.loops for one in _sums([next(grads_of) for _ in loops])]
+        d_weights = [one for own in loops for one in _sums([next(grads_of) for _ in own])]
         return None, None, None, None, d_h0, d_c0, *d_xs, *d_weights
 
 
@@ -180,33 +192,33 @@ class _Loop:
         native: The kernels.
         gates: The weights of the direction.
         patterns: Which of them are awake.
-        inputs: Input features.
         c: Where c goes: [time + 1, hidden, lane].
         part: Which sequences of the batch.
+        kept: The arrays of that name of a loop that has run forward; None makes room for them.
     """
 
     def __init__(
-        self, native: Native, gates: Gates, patterns: Patterns, inputs: int, c: Tensor, part: slice
+        self,
+        native: Native,
+        gates: Gates,
+        patterns: Patterns,
+        c: Tensor,
+        part: slice,
+        kept: Sequence[Tensor] | None = None,
     ) -> None:
         self.native, self.gates, self.c, self.part = native, gates, c, part
         self.steps, (size, self.lanes) = len(c) - 1, c.shape[1:]
-        widths = [4 * dense.weight.shape[2] for dense in gates.dense]
-        self.x, self.z, self.gate, self.tanh_c = self._room(
-            self.steps, inputs, len(gates.ih), 4 * size, size
-        )
-        self.pre = [self.z, *self._room(self.steps, *widths[1:])]
-        self.post = (
-            in_place(self.pre, gates, dim=1)
-            if gates.activation in SLOPE_BY_OUTPUT
-            else self._room(self.steps, *widths)
-        )
-        (self.h,) = self._room(self.steps + 1, size)
-        self.masks = [
-            _feature_major(mask[:, part], self.lanes).flatten(0, 1) for mask in gates.masks
-        ]
         self.weights = [gates.ih, gates.hh, *(dense.weight for dense in gates.dense)]
         self.patterns = [(patterns.ih,), (patterns.hh,), *patterns.dense]
-        self._maps = self._all_maps()
+        inputs = patterns.ih.shape[1]
+        self.kept = self._arrays(inputs, size) if kept is None else kept
+        of_maps, self.h, *arrays = self.kept
+        self.masks, arrays = arrays[: len(gates.masks)], arrays[len(gates.masks) :]
+        self.x, self.z, self.gate, self.tanh_c, *layers = arrays
+        further = max(0, len(gates.dense) - 1)
+        self.pre = [self.z, *layers[:further]]
+        self.post = layers[further:] or in_place(self.pre, gates, dim=1)
+        self._maps = self._all_maps(of_maps)
         self._dense = (_CDense * len(gates.dense))(
             *(
                 _CDense(
@@ -247,13 +259,25 @@ class _Loop:
     def _room(self, steps: int, *features: int) -> list[Tensor]:
         return [self.c.new_empty(steps, width, self.lanes) for width in features]
 
-    def _all_maps(self) -> list[Any]:
+    def _arrays(self, inputs: int, size: int) -> list[Tensor]:
+        """Make room for what goes forward and is read backward: of the maps, h, masks, layers."""
+        gates, each = self.gates, [one for group in self.patterns for one in group]
+        filled = sum(2 * one.column.numel() + one.column_t.numel() for one in each)
+        widths = [4 * dense.weight.shape[2] for dense in gates.dense]
+        layers = [inputs, len(gates.ih), 4 * size, size, *widths[1:]]
+        if gates.activation not in SLOPE_BY_OUTPUT:
+            layers += widths
+        masks = (_feature_major(mask[:, self.part], self.lanes) for mask in gates.masks)
+        return [
+            self.c.new_empty(filled),
+            *self._room(self.steps + 1, size),
+            *(mask.flatten(0, 1) for mask in masks),
+            *self._room(self.steps, *layers),
+        ]
+
+    def _all_maps(self, of_maps: Tensor) -> list[Any]:
         """Return the maps for C, each with its room: of ih, of hh, of every dense layer's gates."""
-        patterns = [one for group in self.patterns for one in group]
-        self._room_of_maps = self.c.new_empty(
-            sum(2 * one.column.numel() + one.column_t.numel() for one in patterns)
-        )
-        room, size, maps = self._room_of_maps.data_ptr(), self.c.element_size(), []
+        room, size, maps = of_maps.data_ptr(), self.c.element_size(), []
         for weight, group in zip(self.weights, self.patterns, strict=True):
             records = (_CWeight * len(group))()
             for i, (record, own) in enumerate(zip(records, group, strict=True)):
@@ -342,6 +366,15 @@ class _Loop:
             step, row, _ = tensor.stride()
             first = tensor.data_ptr() + self.part.start * row * tensor.element_size()
             setattr(self._record, name, _COutside(first, step, row))
+
+
+def _split(saved: Sequence[Any], parts: int, weights: int) -> tuple[Any, Any, Any]:
+    return saved[:parts], saved[parts : parts + weights], saved[parts + weights :]
+
+
+def _equal_parts(arrays: Sequence[Tensor], count: int) -> list[Sequence[Tensor]]:
+    each = len(arrays) // count
+    return [arrays[i * each : (i + 1) * each] for i in range(count)]
 
 
 def _feature_major(

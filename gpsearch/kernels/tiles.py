@@ -53,7 +53,6 @@ def put_product(
     of_float = terms()
     if 2 * rows * columns < _SMALLEST[of_float] * (rows + columns):  # by the harmonic mean
         return False
-    left, right = (one.resolve_neg() for one in (left, right))
     left, right = (one if 1 in one.stride() else one.contiguous() for one in (left, right))
     room = native.tiles_room()
 
