@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
 from gpsearch.errors import UserError
-from gpsearch.files import read_toml
+from gpsearch.files import read_toml, toml_literal
 from gpsearch.schedule import SCHEDULES, Dense, Schedule, check_choice
 
 T = TypeVar("T")
@@ -158,7 +158,7 @@ class Candidate:
     def to_toml(self) -> str:
         """Return the candidate as TOML; `from_dict(tomllib.loads(...))` gives it back."""
         return "\n".join(
-            f"[{table}]\n" + "".join(f"{key} = {_literal(value)}\n" for key, value in rows.items())
+            f"[{table}]\n" + "".join(f"{k} = {toml_literal(value)}\n" for k, value in rows.items())
             for table, rows in self.to_dict().items()
         )
 
@@ -248,10 +248,3 @@ def _refuse_unknown(rows: Any, known: Any, where: str) -> None:
     for key in rows:
         if key not in known:
             raise UserError(f"{where} has no key {key!r}; it takes {', '.join(known)}")
-
-
-def _literal(value: Any) -> str:
-    """Write one value as TOML; records hold only booleans, numbers and strings."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return repr(value) if not isinstance(value, str) else f'"{value}"'

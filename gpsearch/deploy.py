@@ -19,7 +19,7 @@ from gpsearch.candidate import Candidate
 from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.compact import compact
 from gpsearch.errors import Unsupported, UserError
-from gpsearch.files import write_atomically
+from gpsearch.files import write_pickled
 from gpsearch.growprune import sketch
 from gpsearch.profiling import DeviceFacts, DeviceProfiler, Host, Reading, measure
 from gpsearch.profiling.host import WAITING
@@ -131,7 +131,7 @@ def untrained(candidate: Path, task: Task, *, here: bool = True) -> nn.Module:
 
 def save_model(model: nn.Module, path: Path) -> None:
     """Save a deployed model atomically, as a pickled module."""
-    write_atomically(path, lambda temporary: torch.save(model, temporary))
+    write_pickled(path, model)
 
 
 @torch.inference_mode(False)  # as for `gpsearch.compact`

@@ -1,5 +1,6 @@
 """Files that are either the old version or the new one, and folders that one process writes to."""
 
+import io
 import json
 import os
 import re
@@ -20,6 +21,10 @@ _KINDS: dict[Kind, tuple[str, ...]] = {
     "training": ("checkpoint.pt", "model.pt"),
 }
 """What a folder of each kind is known by."""
+
+
+ENVIRONMENT = "environment.json"
+"""With what results are made, in each folder of a study or a reproduction."""
 
 
 def slug(words: str) -> str:
@@ -52,6 +57,36 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_pickled(path: Path, value: object) -> None:
+    """Replace ``path``'s content by what `torch.save` makes of ``value``, atomically.
+
+    Not by itself: on a full disk torch raises no OSError.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+
+
+def toml_literal(value: Any) -> str:
+    """Return a value as TOML has it: a string, boolean, number or a list of those.
+
+    Raises:
+        UserError: It holds characters that no file can.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{value!r}: no text that a file can hold") from None
+        # TOML's strings are JSON's, but for this one.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_literal, value))}]"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace ``path``'s content by ``text`` atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -81,6 +116,19 @@ def refuse_others(folder: Path, own: Kind) -> None:
             raise UserError(f"{folder}: holds a {kind}; choose another --out")
 
 
+def refuse_strangers(folder: Path) -> None:
+    """Refuse to write over a user's own files.
+
+    Raises:
+        UserError: There are such.
+    """
+    if (folder / ENVIRONMENT).exists():  # of our own that came to nothing
+        return
+    for name in ("config.toml", "space.toml"):
+        if (folder / name).exists():
+            raise UserError(f"{folder / name} is not of gpsearch; choose another --out")
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder; the lock ends with this process, however it does.
@@ -93,10 +141,14 @@ def locked(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(
                 f"{folder}: another gpsearch works there; wait for it or stop it"
             ) from None
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be locked ({error.strerror}); choose a folder on a local disk"
+            ) from error
         yield
 
 

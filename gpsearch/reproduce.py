@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,7 +22,17 @@ from gpsearch.candidate import Candidate, record
 from gpsearch.compact import compact
 from gpsearch.deploy import check_reference, columns, load_model, read_costs, save_model
 from gpsearch.errors import UserError
-from gpsearch.files import locked, make_folder, read_json, read_toml, refuse_others, write_text
+from gpsearch.files import (
+    ENVIRONMENT,
+    locked,
+    make_folder,
+    read_json,
+    read_toml,
+    refuse_others,
+    refuse_strangers,
+    toml_literal,
+    write_text,
+)
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.profiling import Host
 from gpsearch.space import Space
@@ -107,20 +117,21 @@ class Reproduction:
                 written, or the space names no rows.
         """
         refuse_others(folder, "reproduction")
+        refuse_strangers(folder)
         space = Space.read(comparison.space)
         space.row_candidates()
+        if comparison.space.endswith(".toml"):
+            comparison = replace(comparison, space=str(Path(comparison.space).resolve()))
         make_folder(folder)
-        text = "".join(
-            f"{key} = {json.dumps(value)}\n" for key, value in asdict(comparison).items()
-        )
-        config = folder / "config.toml"
-        same = config.exists() and config.read_text(encoding="utf-8") == text
-        if not same and any((folder / name).exists() for name in ("rows", "rows.csv")):
-            raise UserError(f"{folder}: holds another comparison; choose another --out")
-        if not same:  # what failed before its first row can be begun again, in other words
-            write_text(folder / "space.toml", space.text)
-            write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
-            write_text(config, text)
+        with locked(folder):
+            if any((folder / name).exists() for name in ("rows", "rows.csv")):
+                _refuse_another(folder, comparison, space)
+            else:  # what failed before its first row can be begun again, in other words
+                write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
+                write_text(folder / "space.toml", space.text)
+            rows = asdict(comparison).items()
+            text = "".join(f"{key} = {toml_literal(value)}\n" for key, value in rows)
+            write_text(folder / "config.toml", text)
         return cls(folder)
 
     def run(self, listener: Listener, only: Sequence[str] = ()) -> Iterator[Row]:
@@ -143,6 +154,8 @@ class Reproduction:
             check_reference(device, self._reference(task), task)
         keep_freed_memory()
         with locked(self.folder):
+            if Reproduction(self.folder).comparison != self.comparison:
+                raise UserError(f"{self.folder}: was begun anew meanwhile; choose another --out")
             learned.keep(self.folder, self.comparison.task, task, self.comparison.data_path)
             for seed in range(self.comparison.seeds):
                 for name, candidate in self.candidates.items():
@@ -156,7 +169,8 @@ class Reproduction:
     def rows(self) -> list[Row]:
         """Return what is finished, in the order of the rows and seeds."""
         paths = (self._path(n, s) for n in self.candidates for s in range(self.comparison.seeds))
-        return [read_json(path) for path in paths if path.exists()]
+        keys = "row", "seed", "metric", "metric_unit", "test_error"
+        return [read_json(path, *keys) for path in paths if path.exists()]
 
     def _row(self, name: str, seed: int, task: Task, listener: Listener) -> Row:
         """Train one row, measure it beside the first, and score it on both splits."""
@@ -200,3 +214,25 @@ class Reproduction:
 
     def _path(self, name: str, seed: int) -> Path:
         return self.folder / "rows" / name / str(seed) / "row.json"
+
+
+def _refuse_another(folder: Path, comparison: Comparison, space: Space) -> None:
+    """Refuse to go on in other words than it was begun with; only seeds may become more or fewer.
+
+    Raises:
+        UserError: The words differ, or the space's file has changed since.
+    """
+    before = asdict(Reproduction(folder).comparison)
+    for key, now in asdict(comparison).items():
+        if key != "seeds" and now != before[key]:
+            then = before[key] or "absent"
+            raise UserError(
+                f"{folder}: holds another comparison, with --{key} {then} and not "
+                f"{now or 'absent'}; choose another --out"
+            )
+    kept = (folder / "space.toml").read_text(encoding="utf-8")
+    if comparison.space.endswith(".toml") and space.text != kept:
+        raise UserError(
+            f"{folder}: {comparison.space} is no longer as it was then (space.toml there); choose "
+            "another --out"
+        )

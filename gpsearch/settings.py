@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from gpsearch.candidate import record
 from gpsearch.errors import UserError
-from gpsearch.files import read_toml
+from gpsearch.files import read_toml, toml_literal
 from gpsearch.objectives import Constraint, Objective, constraint, estimated, objectives
 
 SAMPLERS = ("tpe", "nsga2", "random")
@@ -108,7 +107,7 @@ class Settings:
     def to_toml(self) -> str:
         """Return the settings as ``config.toml``: a key a flag."""
         rows = dataclasses.asdict(self)
-        return "".join(f"{key} = {_literal(value)}\n" for key, value in rows.items())
+        return "".join(f"{key} = {toml_literal(value)}\n" for key, value in rows.items())
 
     @classmethod
     def read(cls, path: Path) -> tuple[dict[str, Any], str | None]:
@@ -155,8 +154,3 @@ def parse_seconds(text: str) -> float:
     if match is None or float(match[1]) <= 0:
         raise UserError(f'--timeout: {text!r} should look like "45s", "90m" or "2h"')
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
-
-
-def _literal(value: Any) -> str:
-    # TOML's strings, numbers and lists are JSON's, but for surrogates.
-    return json.dumps(value, ensure_ascii=False)

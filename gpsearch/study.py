@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any
 from gpsearch import learned
 from gpsearch.candidate import Candidate
 from gpsearch.errors import UserError
-from gpsearch.files import locked, make_folder, read_json, refuse_others, write_text
+from gpsearch.files import (
+    ENVIRONMENT,
+    locked,
+    make_folder,
+    read_json,
+    read_toml,
+    refuse_others,
+    refuse_strangers,
+    write_text,
+)
 from gpsearch.objectives import Constraint, Objective
 from gpsearch.profiling import DeviceFacts
 from gpsearch.sampling import Proposal, refuse_other_choices
@@ -32,7 +41,6 @@ if TYPE_CHECKING:
     import optuna
 
 Row = dict[str, Any]
-ENVIRONMENT = "environment.json"
 LIBRARIES = ("gpsearch", "torch", "optuna", "numpy", "pandas", "fvcore")
 
 
@@ -50,7 +58,7 @@ class Study:
         self.folder = folder
         if not (folder / "config.toml").exists():
             raise UserError(f"{folder}: no results folder (it has no config.toml)")
-        if (folder / "rows.csv").exists():
+        if (folder / "rows.csv").exists() or "scale" in read_toml(folder / "config.toml"):
             table = folder / "table.md"
             raise UserError(f"{folder}: no search, but what `gpsearch reproduce` left; see {table}")
         self.settings = Settings.of(Settings.read(folder / "config.toml")[0])
@@ -69,13 +77,13 @@ class Study:
                 f"{folder}: holds a study already; continue it with `gpsearch resume {folder}`, "
                 "or choose another --out"
             )
-        _refuse_strangers(folder)
-        space = snapped(Space.read(settings.space), settings)
+        refuse_strangers(folder)
+        space, config = snapped(Space.read(settings.space), settings), settings.to_toml()
         make_folder(folder / "trials")
         with locked(folder):  # one that has just begun has no trial to be known by
             write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
             write_text(folder / "space.toml", space.text)
-            write_text(folder / "config.toml", settings.to_toml())
+            write_text(folder / "config.toml", config)
             (folder / learned.FILE).unlink(missing_ok=True)  # of a start that came to nothing
         return cls(folder)
 
@@ -275,19 +283,6 @@ class Study:
         changes = {"budget": budget or self.settings.budget, "timeout": timeout or ""}
         self.settings = Settings.of({**vars(self.settings), **changes})
         write_text(self.folder / "config.toml", self.settings.to_toml())
-
-
-def _refuse_strangers(folder: Path) -> None:
-    """Refuse to write over a user's own files.
-
-    Raises:
-        UserError: There are such.
-    """
-    if (folder / ENVIRONMENT).exists():  # of a study that came to nothing
-        return
-    for name in ("config.toml", "space.toml"):
-        if (folder / name).exists():
-            raise UserError(f"{folder / name} is not of a study; choose another --out")
 
 
 def facts_json(facts: DeviceFacts) -> str:

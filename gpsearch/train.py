@@ -16,8 +16,8 @@ from torch import nn
 
 from gpsearch import tasks
 from gpsearch.candidate import Training
-from gpsearch.errors import UserError
-from gpsearch.files import write_atomically, write_text
+from gpsearch.errors import UserError, line_of
+from gpsearch.files import write_pickled, write_text
 from gpsearch.growprune import GrowPrune
 from gpsearch.schedule import Schedule
 from gpsearch.tasks import Task
@@ -262,7 +262,7 @@ class _Run:
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if self._on_cuda else [],
         }
-        write_atomically(folder / "checkpoint.pt", lambda path: torch.save(state, path))
+        write_pickled(folder / "checkpoint.pt", state)
         write_text(folder / "history.csv", history_csv(self.history))
 
     @property
@@ -285,6 +285,15 @@ class _Run:
             ) from error
         if self.identity | identity != self.identity:  # older ones do not tell the task
             raise UserError(f"{path}: belongs to another training; use another folder or delete it")
+        try:
+            self._take(state)
+        except Exception as error:
+            why = line_of(error)
+            raise UserError(
+                f"{path}: of another version of gpsearch ({why}); delete it to start again"
+            ) from error
+
+    def _take(self, state: dict[str, Any]) -> None:
         self.epoch, self.error, self.best = state["epoch"], state["error"], state["best"]
         self.first_loss = state["first_loss"]
         self.history = [Epoch(**row) for row in state["history"]]

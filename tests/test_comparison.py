@@ -102,11 +102,23 @@ def test_ratios_to_other_networks_of_one_name_do_not_compare(tmp_path: Path) -> 
     assert [goal.name for goal in found.ranked()] == ["error", "latency"]
 
 
-@pytest.mark.parametrize(("digest", "refused"), [("one", False), ("two", True), ("", False)])
-def test_errors_on_other_data_do_not_compare(tmp_path: Path, digest: str, refused: bool) -> None:
+@pytest.mark.parametrize(
+    ("first", "second", "refused"),
+    [
+        (("speech", "", "one"), ("speech", "", "one"), False),
+        (("speech", "", "one"), ("speech", "", "two"), True),
+        (("speech", "", "one"), ("speech", "", ""), False),  # from before it was noted
+        (("own", "/a", ""), ("own", "/a", ""), False),
+        (("own", "/a", ""), ("own", "/b", ""), True),
+        (("own", "", ""), ("other", "", ""), True),
+    ],
+)
+def test_errors_on_other_data_do_not_compare(
+    tmp_path: Path, first: tuple[str, ...], second: tuple[str, ...], refused: bool
+) -> None:
     both = results(tmp_path / "a", A), results(tmp_path / "b", B)
-    for one, noted in zip(both, ("one", digest), strict=True):
-        source = {"task": "speech", "data": "", "digest": noted}
+    for one, noted in zip(both, (first, second), strict=True):
+        source = dict(zip(("task", "data", "digest"), noted, strict=True))
         (one.folder / "data.json").write_text(json.dumps(source))
     if refused:
         with pytest.raises(UserError, match="their data differ"):

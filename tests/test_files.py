@@ -1,9 +1,22 @@
+import errno
+import fcntl
 import os
+import subprocess
+import tomllib
 
 import pytest
+import torch
 
 from gpsearch.errors import UserError
-from gpsearch.files import locked, make_folder, read_json, write_atomically, write_text
+from gpsearch.files import (
+    locked,
+    make_folder,
+    read_json,
+    toml_literal,
+    write_atomically,
+    write_pickled,
+    write_text,
+)
 
 
 def test_the_new_content_replaces_the_old(tmp_path):
@@ -66,3 +79,44 @@ def test_a_damaged_json_file_is_named(tmp_path, text):
 
     write_text(path, '{"a": 1}')
     assert read_json(path, "a") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["plain", 'a "quote" \\', "\x00\x1f\x7f\n", "data😀", 3, 0.1, 1e300, -2, True, ["a", 1]],
+)
+def test_what_is_written_as_toml_comes_back(value):
+    assert tomllib.loads(f"value = {toml_literal(value)}")["value"] == value
+
+
+def test_what_no_file_can_hold_is_refused():
+    with pytest.raises(UserError, match="no text that a file can hold"):
+        toml_literal("\udcff")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+def test_a_full_disk_is_an_error_of_the_system(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=False
+    ).returncode:
+        pytest.skip("this machine mounts nothing")
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            write_pickled(disk / "model.pt", torch.zeros(1 << 16))
+        assert os.listdir(disk) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_folder_whose_system_has_no_locks_is_named(tmp_path, monkeypatch):
+    def none(file, flags):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with (
+        pytest.raises(UserError, match=r"cannot be locked \(No locks available\)"),
+        locked(tmp_path),
+    ):
+        pass

@@ -14,7 +14,15 @@ from gpsearch.candidate import Architecture, Candidate
 from gpsearch.errors import UserError
 from gpsearch.objectives import constraint, objectives
 from gpsearch.report import Results
-from gpsearch.report.picture import Point, _has_room_above, ceiling, is_wide, points, staircase
+from gpsearch.report.picture import (
+    Point,
+    _has_room_above,
+    ceiling,
+    is_wide,
+    plain_log,
+    points,
+    staircase,
+)
 from gpsearch.schedule import GMP, GP
 from gpsearch.study import Row
 
@@ -337,3 +345,39 @@ def test_the_page_opens_offline_and_shows_the_candidate(tmp_path: Path) -> None:
     assert "H-LSTM 2x48, gates 1x32 direct, gp 10.0%" in figure
     assert "hidden_size = 48" in figure
     assert "pruned lstm" in figure
+
+
+def test_latencies_of_the_others_are_at_the_speed_of_the_end(tmp_path: Path) -> None:
+    slow = [{**row, "latency_reference_s": 4e-3} for row in ROWS]
+    finals = {2: {**FINALS[2], "latency_reference_s": 2e-3}}
+    found = dataclasses.replace(results(tmp_path, finals=finals), rows=slow)
+    assert found.row(2)["latency_s"] == 1.1e-3  # measured then
+    before, after = slow[1]["latency_s"], found.row(1)["latency_s"]
+    assert after == pytest.approx(before / 2)
+    assert found.row(1)["latency_hi_s"] == pytest.approx(slow[1]["latency_hi_s"] / 2)
+    (shown,) = (p for p in points(found, found.goals[1]) if p.trial == 1)
+    assert shown.x == pytest.approx(after * 1e3)
+    assert any(
+        "brought to the speed that the reference had then" in line for line in lines_of(found)
+    )
+
+
+@pytest.mark.parametrize("name", ["cost$^$", "a [/x] b", "[old]lstm", "key:key:"])
+def test_names_are_shown_as_they_are(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name.replace("/", "|")
+    folder.mkdir()
+    named = dataclasses.replace(results(folder), device=name)
+    report.write(named)
+    assert (folder / "pareto.png").stat().st_size > 10_000
+    assert any(name in line for line in lines_of(named))
+
+
+def test_costs_of_many_decades_have_a_tick_a_decade() -> None:
+    from matplotlib.figure import Figure
+
+    for decades, most in ((2, 8), (6, 9)):
+        axes = Figure().subplots()
+        axes.plot([1, 10**decades], [0, 1])
+        plain_log(axes)
+        low, high = axes.get_xlim()
+        assert 2 <= sum(low <= tick <= high for tick in axes.get_xticks()) <= most

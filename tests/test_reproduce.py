@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,7 @@ def test_rows_can_be_done_one_at_a_time(tmp_path: Path, comparison: Comparison) 
 
 
 def test_another_comparison_needs_another_folder(tmp_path: Path, comparison: Comparison) -> None:
-    other = Comparison(**{**vars(comparison), "seeds": 1})
+    other = Comparison(**{**vars(comparison), "epochs": 2})
     Reproduction.begin(tmp_path / "out", comparison)
     found = Reproduction.begin(tmp_path / "out", other)  # nothing was trained yet
     assert found.comparison == other
@@ -142,3 +143,50 @@ def test_the_rows_of_a_built_in_space_are_the_paper_s(name: str) -> None:
         schedules = {k: c.schedule.name for k, c in Space.read(name).row_candidates().items()}
         kinds = {"dense": "dense", "narrow": "dense", "pruned": "gmp", "gp": "gp"}
         assert schedules == {row: kinds[row.partition("_")[0]] for row in schedules}
+
+
+def test_a_comparison_tells_what_is_other_and_may_get_more_seeds(
+    tmp_path: Path, comparison: Comparison
+) -> None:
+    folder = tmp_path / "out"
+    list(Reproduction.begin(folder, comparison).run(Notes()))
+    with pytest.raises(UserError, match="with --epochs 3 and not 4; choose another --out"):
+        Reproduction.begin(folder, replace(comparison, epochs=4))
+    more = Notes()
+    list(Reproduction.begin(folder, replace(comparison, seeds=3)).run(more))
+    assert more.begun == [("dense_lstm", 2), ("gp_hlstm", 2)]
+    Path(comparison.space).write_text(TOY.read_text() + ROWS + "\n[rows.another]\n")
+    with pytest.raises(UserError, match=r"rows.toml is no longer as it was then"):
+        Reproduction.begin(folder, replace(comparison, seeds=3))
+
+
+def test_a_start_in_other_words_meanwhile_is_noticed(
+    tmp_path: Path, comparison: Comparison
+) -> None:
+    first = Reproduction.begin(tmp_path / "out", comparison)
+    list(Reproduction.begin(tmp_path / "out", replace(comparison, epochs=1)).run(Notes()))
+    with pytest.raises(UserError, match="was begun anew meanwhile"):
+        list(first.run(Notes()))
+
+
+def test_a_user_s_own_files_stay(tmp_path: Path, comparison: Comparison) -> None:
+    (tmp_path / "config.toml").write_text("mine = 1")
+    with pytest.raises(UserError, match=r"config.toml is not of gpsearch"):
+        Reproduction.begin(tmp_path, comparison)
+
+
+def test_a_row_s_name_names_a_folder(tmp_path: Path, comparison: Comparison) -> None:
+    for name in ("../a", "a|b", "..", "a b"):
+        Path(comparison.space).write_text(TOY.read_text() + f'[rows."{name}"]\n')
+        with pytest.raises(UserError, match="is no name for a folder"):
+            Reproduction.begin(tmp_path / "out", comparison)
+
+
+def test_a_table_without_its_first_row_has_no_factors(
+    tmp_path: Path, comparison: Comparison
+) -> None:
+    found = Reproduction.begin(tmp_path / "out", comparison)
+    list(found.run(Notes(), ["gp_hlstm"]))
+    assert "x |" not in report.table(found)
+    list(found.run(Notes()))
+    assert "1.00x |" in report.table(found)

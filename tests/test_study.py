@@ -266,7 +266,7 @@ def test_a_full_disk_ends_in_a_line_that_says_how_to_go_on(tmp_path, monkeypatch
 @pytest.mark.parametrize("name", ["config.toml", "space.toml"])
 def test_a_user_s_own_files_are_not_written_over(tmp_path, name):
     (tmp_path / name).write_text("# mine")
-    with pytest.raises(UserError, match=f"{name} is not of a study; choose another --out"):
+    with pytest.raises(UserError, match=f"{name} is not of gpsearch; choose another --out"):
         a_study(tmp_path)
     assert (tmp_path / name).read_text() == "# mine"
 

@@ -303,3 +303,13 @@ def test_learning_rates(shape, rates):
     shares = [0.0, 0.1, 0.2, 0.6, 1.0]
 
     assert [round(learning_rate(training, share), 3) for share in shares] == rates
+
+
+@pytest.mark.parametrize("lost", ["first_loss", "masks", "history", "optimizer"])
+def test_a_checkpoint_of_another_version_is_named(tmp_path, lost):
+    train(tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt")
+    del state[lost]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match=f"of another version of gpsearch .*{lost}.*delete it"):
+        train(tmp_path)

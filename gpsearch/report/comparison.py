@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from gpsearch.files import read_json
 from gpsearch.objectives import OBJECTIVES, Objective
 from gpsearch.pareto import hypervolume
 from gpsearch.report.results import Results
+from gpsearch.report.tables import printed
 from gpsearch.study import Row
 
 MARGIN = 1.1
@@ -161,7 +161,7 @@ def _members(found: Comparison) -> str:
         name = next(one.candidates[trial] for one, trial in sides if trial is not None).in_short()
         cells = [_cell(one, trial, goal) for goal in found.goals for one, trial in sides]
         table.add_row(label, *("" if t is None else str(t) for t in trials), name, *cells)
-    return _printed(table)
+    return printed(table, 200)
 
 
 def _labelled(found: Comparison) -> list[tuple[str, int | None, int | None]]:
@@ -191,7 +191,7 @@ def _agreement(found: Comparison) -> str:
         name = f"latency / that of {_reference(found.first)}" if goal is RATIO else goal.name
         ranks = [_number(spearman(values)), _number(kendall(values))]
         table.add_row(name, str(len(values)), *ranks, change)
-    return _printed(table)
+    return printed(table, 200)
 
 
 def _cell(results: Results, trial: int | None, goal: Objective) -> str:
@@ -201,14 +201,6 @@ def _cell(results: Results, trial: int | None, goal: Objective) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _printed(table: object) -> str:
-    from rich.console import Console
-
-    out = io.StringIO()
-    Console(file=out, width=200, highlight=False, color_system=None).print(table)
-    return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
 
 
 # What may be compared
@@ -233,10 +225,14 @@ def _common_goals(first: Results, second: Results) -> tuple[Objective, ...]:
 
 
 def _refuse_other_data(first: Results, second: Results) -> None:
-    """Refuse errors on different data, where that was noted."""
-    sources = [learned.read(Path(_study(one))) for one in (first, second)]
-    digests = {one.digest for one in sources if one and one.digest}
-    if len(digests) > 1:
+    """Refuse errors on different data or tasks, where that was noted."""
+    a, b = (learned.read(Path(_study(one))) for one in (first, second))
+    if a is None or b is None:
+        return
+    others = a.digest != b.digest if a.digest and b.digest else False
+    if not (a.digest or b.digest):  # where a task does not tell its data, their place does
+        others = a.data != b.data
+    if others or a.task != b.task:
         raise UserError(
             f"{first.folder} and {second.folder}: their data differ, and errors on other data do "
             "not compare"

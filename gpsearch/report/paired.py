@@ -15,6 +15,7 @@ from gpsearch.report.picture import (
     Point,
     is_wide,
     label,
+    literally,
     plain,
     plain_log,
     points,
@@ -28,6 +29,7 @@ STRAY = 1.3
 """Errors up to so many times the worst on either front are shown."""
 
 
+@literally
 def draw_comparison(found: Comparison, path: Path) -> None:
     """Draw both fronts, error against every cost they share."""
     from matplotlib.figure import Figure
@@ -103,7 +105,7 @@ def _scale(axes: Any, shown: list[Point]) -> None:
     """Leave out errors far above both fronts, and let wide costs have a logarithmic axis."""
     axes.margins(x=0.08, y=0.08)
     errors = [point.error for point in shown if point.rank == "front"]
-    if errors and max(point.error for point in shown) > STRAY * max(errors):
+    if errors and max(point.error for point in shown) > STRAY * max(errors) > 0:
         axes.set_ylim(min(errors) - 0.1 * (max(errors) - min(errors) + 1), STRAY * max(errors))
     if is_wide(shown):
         plain_log(axes)

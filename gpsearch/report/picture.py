@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from gpsearch.files import write_atomically, write_text
 from gpsearch.objectives import Objective
 from gpsearch.report.results import Results
 from gpsearch.report.tables import cost_text, interval
+
+P = ParamSpec("P")
 
 COLOURS = {
     "gp": "#d1495b", "gmp": "#e09f3e", "set": "#4f9d69", "rigl": "#2a7f9e",
@@ -19,6 +22,8 @@ COLOURS = {
 }  # fmt: skip
 """A colour a schedule; others are black."""
 INK, FAINT, FRONT = "#22272e", "#8b949e", "#22272e"
+MANY = 300.0
+"""Costs that are so many times apart have a tick a decade, others three."""
 NUMBERED = 14
 """The front's members carry their trial's number up to so many."""
 
@@ -99,12 +104,28 @@ def titles(results: Results) -> tuple[str, str]:
     if (top := ceiling(results)) is not None:
         above = sum(results.rows[i]["error"] * 100 > top for i in results.complete)
         line += f"; {above} above {top:.0f} % not shown"
+    if results.finals:
+        line += "; latencies at the speed of the end"
     return f"{results.name}: error against cost on {results.device}", line
 
 
 # Matplotlib
 
 
+def literally(draw: Callable[P, None]) -> Callable[P, None]:
+    """Let a function draw names as they are: a dollar in a folder's name begins no formula."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> None:
+        import matplotlib
+
+        with matplotlib.rc_context({"text.parse_math": False}):
+            draw(*args, **kwargs)
+
+    return drawn
+
+
+@literally
 def draw_png(results: Results, path: Path) -> None:
     """Draw error against every cost: front, dominated trials, baselines, error bars."""
     from matplotlib.figure import Figure
@@ -171,8 +192,10 @@ def plain_log(axes: Any) -> None:
     """Make the costs' axis logarithmic, with ticks that read as plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+    low, high = axes.dataLim.intervalx
+    few = high > MANY * low > 0
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if few else (1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
@@ -251,7 +274,7 @@ def draw_html(results: Results, path: Path) -> None:
             named.add(trace["name"])
             figure.add_trace(go.Scatter(trace), row=1, col=column)
         figure.update_xaxes(
-            {"type": "log", "dtick": "D2"} if is_wide(shown) else {},
+            _log_axis(shown) if is_wide(shown) else {},
             title_text=f"{goal.label} ({goal.unit})",
             col=column,
         )
@@ -270,6 +293,11 @@ def draw_html(results: Results, path: Path) -> None:
     )  # fmt: skip
     page = figure.to_html(include_plotlyjs=True, full_html=True, config={"displaylogo": False})
     write_text(path, page)
+
+
+def _log_axis(shown: list[Point]) -> dict[str, Any]:
+    values = [point.x for point in shown]
+    return {"type": "log", "dtick": 1 if max(values) > MANY * min(values) else "D2"}
 
 
 def _traces(results: Results, goal: Objective, shown: list[Point]) -> list[dict[str, Any]]:

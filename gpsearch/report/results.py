@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from gpsearch.candidate import Candidate
@@ -16,6 +18,7 @@ from gpsearch.remeasured import NOT_MEASURED, RECORD, Remeasured
 from gpsearch.study import Row, Study
 
 COSTS = tuple(goal for goal in OBJECTIVES.values() if goal.name != "error")
+LATENCIES = ("latency_s", "latency_lo_s", "latency_hi_s", "latency_p90_s")
 AGAIN = ("latency_", "energy_", "test_", "flags")
 """What is measured of the front's members at the end: the beginnings of the columns' names."""
 
@@ -85,18 +88,18 @@ class Results:
         own = self.folder.resolve().name
         return f"{self.again}, again on {own}" if self.again else own
 
-    @property
+    @cached_property
     def front(self) -> list[int]:
         """Trials on the front, best error first; judged by what the search saw of all trials."""
         places = front(self.rows, self.goals, self.limits)
         return sorted(places, key=lambda i: (self.rows[i]["error"], i))
 
-    @property
+    @cached_property
     def complete(self) -> list[int]:
         """Trials that were trained and measured, feasible or not."""
         return [i for i, row in enumerate(self.rows) if row["state"] == "complete"]
 
-    @property
+    @cached_property
     def baselines(self) -> list[int]:
         """Complete trials that are baselines; the first is what the others are compared with."""
         return [i for i in self.complete if self.rows[i].get("baseline")]
@@ -149,9 +152,27 @@ class Results:
         return None if value is None else float(value)
 
     def row(self, trial: int) -> Row:
-        """Return a trial's row, with what was measured at the end where it was."""
-        final = self.finals.get(trial, {})
-        return self.rows[trial] | {k: v for k, v in final.items() if k.startswith(AGAIN)}
+        """Return a trial's row, with what was measured at the end where it was.
+
+        Of the others, latencies are brought to the speed that the machine had then: what took as
+        long as the reference still does.
+        """
+        if final := self.finals.get(trial):
+            return self.rows[trial] | {k: v for k, v in final.items() if k.startswith(AGAIN)}
+        row = self.rows[trial]
+        factor = self._slower_at_the_end(row)
+        return row | {name: row[name] * factor for name in LATENCIES if row.get(name) is not None}
+
+    def _slower_at_the_end(self, row: Row) -> float:
+        """Return how many times as long the reference took at the end as beside a trial."""
+        at_the_end, then = self._reference_at_the_end, row.get("latency_reference_s")
+        return at_the_end / then if at_the_end and then else 1.0
+
+    @cached_property
+    def _reference_at_the_end(self) -> float | None:
+        name = "latency_reference_s"
+        known = [final[name] for final in self.finals.values() if final.get(name)]
+        return statistics.median(known) if known else None
 
     def fewer(self, trial: int, goal: Objective) -> float | None:
         """Return how many times less of a cost a trial has than the first baseline.

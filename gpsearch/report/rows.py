@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from gpsearch.files import write_atomically, write_text
-from gpsearch.report.picture import COLOURS, INK, plain, plain_log
+from gpsearch.report.picture import COLOURS, INK, literally, plain, plain_log
 from gpsearch.reproduce import CLAIMS, Reproduction
 from gpsearch.study import Row
 
@@ -33,13 +33,21 @@ class Column:
     fewer: bool = False
 
     def cell(self, rows: Sequence[Row], first: Sequence[Row]) -> str:
-        """Return mean (lowest-highest) of the seeds, and how many times less than the first row."""
+        """Return mean (lowest-highest) of the seeds, and how many times less than the first row.
+
+        That is by the seeds of both; where there are none yet, it is not said.
+        """
         values = [self.value(row) for row in rows]
         text = f"{mean(values):,.{self.digits}f}"
         if min(values) != max(values):
             text += f" ({min(values):,.{self.digits}f}-{max(values):,.{self.digits}f})"
-        if self.fewer:
-            text += f", {mean(map(self.value, first)) / mean(values):.2f}x"
+        seeds = {row["seed"] for row in rows} & {row["seed"] for row in first}
+        if self.fewer and seeds:
+            own, of_first = (
+                mean(self.value(row) for row in some if row["seed"] in seeds)
+                for some in (rows, first)
+            )
+            text += f", {of_first / own:.2f}x"
         return text
 
 
@@ -65,8 +73,8 @@ def table(found: Reproduction) -> str:
     by_name = _by_name(found)
     if not by_name:
         return "no row is finished yet\n"
-    first = next(iter(by_name.values()))
-    shown = columns(first[0])
+    first = by_name.get(next(iter(found.candidates)), [])
+    shown = columns(next(iter(by_name.values()))[0])
     heads = ["row", "candidate", "seeds", *(column.name for column in shown)]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for name, rows in by_name.items():
@@ -81,9 +89,10 @@ def _head(found: Reproduction) -> list[str]:
     claim = CLAIMS.get(one.task)
     said = [f"The paper's abstract: {claim}.", ""] if claim else []
     data = Path(one.data).name if one.data else "the data in the package"
+    space = Path(one.space).stem
     return [
         *said,
-        f"Here: space {one.space} ({one.scale} scale), {data}, latency on {one.device}, one "
+        f"Here: space {space} ({one.scale} scale), {data}, latency on {one.device}, one "
         "inference at a time, beside the first row's dense network in plain torch; mean "
         "(lowest-highest) of the seeds; x: times less than the first row.",
     ]
@@ -100,6 +109,7 @@ def write_rows(found: Reproduction) -> None:
         draw_rows(found, found.folder / "table.png")
 
 
+@literally
 def draw_rows(found: Reproduction, path: Path) -> None:
     """Draw the error on the test split against non-zero weights and against latency."""
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpsearch.files import write_atomically
-from gpsearch.report.picture import FAINT, INK, plain
+from gpsearch.report.picture import FAINT, INK, literally, plain
 from gpsearch.staircase import Staircase
 
 WIDTH, EDGE = "#2a7f9e", "#d1495b"
@@ -16,6 +16,7 @@ NAMES = {
 }
 
 
+@literally
 def draw_staircase(stairs: Staircase, path: Path) -> None:
     """Draw a finished staircase."""
     from matplotlib.figure import Figure
@@ -60,10 +61,17 @@ def _draw_edges(axes: Any, stairs: Staircase) -> None:
     """Draw each step as a line at the latency of its right edge."""
     ratio = {step.width: step.latency_ratio for step in stairs.steps}
     for edge in stairs.edges:
-        start = min(width for width, snapped in stairs.snapped.items() if snapped == edge)
+        start = _start(stairs, edge)
         axes.plot([start, edge], [ratio[edge]] * 2, color=EDGE, lw=2.2, alpha=0.6, zorder=2)
     axes.plot(stairs.edges, [ratio[edge] for edge in stairs.edges], ">", ms=8, color=EDGE,
               mec="white", zorder=4, label="right edge of a step")  # fmt: skip
+
+
+def _start(stairs: Staircase, edge: int) -> int:
+    """Return the first of the widths that lie on an edge's step one after the other up to it."""
+    widths = sorted(width for width in stairs.snapped if width <= edge)
+    others = [width for width in widths if stairs.snapped[width] != edge]
+    return min(width for width in widths if width > max(others, default=-1))
 
 
 def _head(figure: Any, stairs: Staircase) -> None:

@@ -13,6 +13,7 @@ from gpsearch.study import Row
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.table import Table
 
 MEASURED = (
     "latency_s", "latency_lo_s", "latency_hi_s", "latency_ratio", "energy_j", "flops_dense",
@@ -88,7 +89,6 @@ def _of_measuring(name: str) -> bool:
 
 def _table(results: Results) -> str:
     """Return the front and the baselines as a table for people."""
-    from rich.console import Console
     from rich.table import Table
 
     tested = any("test_error" in results.row(trial) for trial in results.front)
@@ -110,9 +110,17 @@ def _table(results: Results) -> str:
         table.add_row()
         for trial in off:
             table.add_row(*_cells(results, trial, costs, tested))
+    return printed(table, max(140, shutil.get_terminal_size().columns))
+
+
+def printed(table: Table, width: int) -> str:
+    """Return a table as plain text; names in it stay as they are."""
+    from rich.console import Console
+
     out = io.StringIO()
-    width = max(140, shutil.get_terminal_size().columns)
-    Console(file=out, width=width, highlight=False, color_system=None).print(table)
+    Console(
+        file=out, width=width, highlight=False, markup=False, emoji=False, color_system=None
+    ).print(table)
     return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
 
 
@@ -120,7 +128,7 @@ def _cells(results: Results, trial: int, costs: list[Objective], tested: bool) -
     row, baseline = results.row(trial), results.rows[trial].get("baseline")
     name = results.candidates[trial].in_short()
     cells = ["*" if trial in results.front else "", str(trial)]
-    cells += [f"{name}  [{baseline}]".replace("[", r"\[") if baseline else name]
+    cells += [f"{name}  [{baseline}]" if baseline else name]
     splits = ("dev", "test") if tested else ("dev",)
     cells += [results.score_text(row, split) for split in splits]
     for goal in costs:
@@ -157,11 +165,15 @@ def _notes(results: Results) -> str:
             whose = "its" if first == 0 else f"{rows[0]['baseline']}'s"
             lines += [f"latencies are compared with that of {whose} network before compaction"]
     if any(trial in results.finals for trial in results.front):
-        lines += ["latencies of the front are those measured again at the end, in fresh processes"]
+        lines += [
+            "latencies of the front are those measured again at the end, in fresh processes; the "
+            "others' are brought to the speed that the reference had then"
+        ]
     states = [row["state"] for row in rows]
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
     told = "; reasons in trials.csv" if {"gated", "failed"} & set(states) else ""
-    lines += [f"{len(rows)} trials: {', '.join(counts)}{told}" if rows else "no trial is finished"]
+    trials = f"{len(rows)} trial{'s' * (len(rows) > 1)}: {', '.join(counts)}{told}"
+    lines += [trials if rows else "no trial is finished"]
     if results.limits and results.complete:
         lines += [_constraints(results)]
     lines += [f"{name}: unavailable, {reason}" for name, reason in results.unavailable().items()]

@@ -23,6 +23,7 @@ from typing import Any
 
 from gpsearch.candidate import Architecture, Candidate, Deployment, Training
 from gpsearch.errors import UserError
+from gpsearch.files import slug
 from gpsearch.space.file import SpaceFile, built_in, of_schedule
 from gpsearch.space.values import Choice, Fixed, Keys, Parameter, Range, Trial
 
@@ -140,10 +141,13 @@ class Space:
         """Return the rows of the paper's comparison; the others are compared with the first.
 
         Raises:
-            UserError: The space has none.
+            UserError: The space has none, or one whose name is none for a folder.
         """
         if not self.rows:
             raise UserError(f"{self.where}: has no [rows.NAME]; `gpsearch reproduce` needs them")
+        for name in self.rows:
+            if slug(name) != name or not name.strip("."):
+                raise UserError(f"{self.where}: [rows.{name!r}] is no name for a folder")
         return {name: self.candidate(changes) for name, changes in self.rows.items()}
 
     def _defaults(self) -> dict[str, Any]:
