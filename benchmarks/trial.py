@@ -184,7 +184,7 @@ def speed_up(trials: Mapping[str, Sequence[Trial]], against: str, clock: str) ->
     """Return how many times as long the other revision's trials took."""
     seconds = {name: [trial[clock] for trial in own] for name, own in trials.items()}
     ratio = Timings(seconds).ratio(against, OURS)
-    if ratio.low is None:  # too few for an interval of 95 %: the lowest and the highest
+    if ratio.low is None and len(seconds[OURS]) > 1:  # too few for 95 %: the lowest and highest
         pairs = [a / b for a, b in zip(seconds[against], seconds[OURS], strict=True)]
         return Ratio(ratio.value, min(pairs), max(pairs))
     return ratio
@@ -236,7 +236,8 @@ def main(arguments: list[str]) -> None:
     rows = rows_of(trials)
     notes = {
         "candidate": f"{chosen.in_short()}; {chosen.training.epochs} epochs",
-        "how": f"median of {flags.rounds} trial(s), each in its own process, 1 thread",
+        "how": f"median of {flags.rounds} trial(s), each in its own process, 1 thread; of fewer than "
+        "six pairs the brackets are the lowest and the highest",
         "others": str(neighbours),
         "not training": ", ".join(f"{n} {overhead(rows, n):.1%}" for n in trials)
         + f" of the processor time without {' and '.join(APART)}",
