@@ -236,8 +236,8 @@ def main(arguments: list[str]) -> None:
     rows = rows_of(trials)
     notes = {
         "candidate": f"{chosen.in_short()}; {chosen.training.epochs} epochs",
-        "how": f"median of {flags.rounds} trial(s), each in its own process, 1 thread; of fewer than "
-        "six pairs the brackets are the lowest and the highest",
+        "how": f"median of {flags.rounds} trial(s), each in its own process, 1 thread",
+        "brackets": "95 %; of fewer than six pairs the lowest and the highest",
         "others": str(neighbours),
         "not training": ", ".join(f"{n} {overhead(rows, n):.1%}" for n in trials)
         + f" of the processor time without {' and '.join(APART)}",

@@ -174,17 +174,16 @@ def facts_of(device: DeviceProfiler) -> DeviceFacts:
     Raises:
         UserError: It does not say, or not in texts and numbers.
     """
+    silent = f"device {type(device).__name__} does not say what it is"
     try:
         facts: object = device.probe()
-        if not isinstance(facts, DeviceFacts):
-            raise TypeError(f"its probe() returned {type(facts).__name__}, not DeviceFacts")
-        json.dumps(asdict(facts))
+        json.dumps(asdict(facts) if isinstance(facts, DeviceFacts) else None)
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's probe raises
-        raise UserError(
-            f"device {type(device).__name__} does not say what it is: {line_of(error)}"
-        ) from error
+        raise UserError(f"{silent}: {line_of(error)}") from error
+    if not isinstance(facts, DeviceFacts):
+        raise UserError(f"{silent}: its probe() returned {type(facts).__name__}, not DeviceFacts")
     lacking = {
         name: f"the profiler of {facts.name!r} {words}"
         for name, door, words in _DOORS
