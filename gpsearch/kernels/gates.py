@@ -90,22 +90,19 @@ def refuse_unlike(xs: Sequence[Tensor], h0: Tensor, c0: Tensor, gates: Sequence[
 
 def _fit(g: Gates, batch: int, size: int) -> bool:
     rows, width = len(g.ih), g.first // 4
-    biases = [(g.bias, (rows,)), *((d.bias, (4, d.weight.shape[1])) for d in g.dense)]
-    fits = all(bias is None or bias.shape == shape for bias, shape in biases)
-    fits &= g.hh.shape == (rows, size) and rows - g.first in (
-        (0, 4 * size) if g.dense else (4 * size,)
-    )
+    direct = (0, 4 * size) if g.dense else (4 * size,)
+    fits = g.hh.shape == (rows, size) and rows - g.first in direct
+    fits &= g.bias is None or g.bias.shape == (rows,)
     fits &= len(g.masks) in (0, len(g.dense))
-    for j, dense in enumerate(g.dense):
-        fits &= len(dense.weight) == 4 and dense.weight.shape[2] == width
+    for j, (weight, bias) in enumerate(g.dense):
+        out = weight.shape[1]
+        fits &= weight.shape == (4, out, width) and (bias is None or bias.shape == (4, out))
         fits &= not g.masks or g.masks[j].shape == (4, batch, width)
-        width = dense.weight.shape[1]
+        width = out
     return fits and (not g.dense or width == size)
 
 
 def _are_of(patterns: Patterns, g: Gates) -> bool:
-    fits = patterns.ih.shape == g.ih.shape and patterns.hh.shape == g.hh.shape
-    own = [dense.weight.shape[1:] for dense in g.dense]
-    return fits and [[one.shape for one in four] for four in patterns.dense] == [
-        [o] * 4 for o in own
-    ]
+    given = [patterns.ih, patterns.hh, *(one for four in patterns.dense for one in four)]
+    own = [g.ih, g.hh, *(one for dense in g.dense for one in dense.weight)]
+    return [one.shape for one in given] == [one.shape for one in own]
