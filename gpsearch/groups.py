@@ -62,33 +62,30 @@ class Units:
 def weights(model: nn.Module, prunable: Callable[[str], bool] | None = None) -> dict[str, Weight]:
     """Collect the prunable weights of any module: its parameters of two or more dimensions.
 
-    Those that need no gradient are left alone. One that has two names, as of tied weights, has one
-    mask, by its first name.
+    Those that need no gradient are left alone. One that has two names, as of tied weights, goes by
+    the first.
 
     Args:
         model: Linear, Conv, Embedding, nn.LSTM, GRU, HLSTM and whatever is built of them.
-        prunable: Says of a parameter's dotted name whether it may be pruned; None takes all. Of
-            tied weights every name has to be.
+        prunable: Says of a parameter's dotted name whether it may be pruned; None takes all.
 
     Raises:
         UserError: An embedding's gradients are sparse.
     """
-    found: dict[nn.Parameter, Weight] = {}
-    refused: set[nn.Parameter] = set()
+    found: dict[str, Weight] = {}
+    seen: set[nn.Parameter] = set()
     for prefix, module in model.named_modules():
         for short, parameter in module.named_parameters(prefix, recurse=False):
-            if parameter.dim() < 2 or not parameter.requires_grad:
+            if parameter.dim() < 2 or not parameter.requires_grad or parameter in seen:
                 continue
+            seen.add(parameter)
             if prunable is not None and not prunable(short):
-                refused.add(parameter)
-            elif parameter not in found:
-                if getattr(module, "sparse", False) is True:
-                    raise UserError(
-                        f"{short}: gradients of sparse=True have no masks; leave it out"
-                    )
-                layer = _layer(prefix, short)
-                found[parameter] = Weight(short, parameter, _gates(module, short), layer)
-    return {one.name: one for parameter, one in found.items() if parameter not in refused}
+                continue
+            if getattr(module, "sparse", False) is True:
+                raise UserError(f"{short}: gradients of sparse=True have no masks; leave it out")
+            gates, layer = _gates(module, short), _layer(prefix, short)
+            found[short] = Weight(short, parameter, gates, layer)
+    return found
 
 
 def _gates(module: nn.Module, name: str = "") -> int:
