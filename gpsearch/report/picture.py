@@ -51,7 +51,7 @@ def points(results: Results, goal: Objective) -> list[Point]:
     members = set(results.front)
     found = []
     for trial in results.complete:
-        row, candidate = results.row(trial), results.candidates[trial]
+        row, candidate = results.at_one_speed(trial), results.candidates[trial]
         if (value := row.get(goal.column)) is None:
             continue
         low, high = interval(row, goal) or (value, value)
@@ -104,8 +104,6 @@ def titles(results: Results) -> tuple[str, str]:
     if (top := ceiling(results)) is not None:
         above = sum(results.rows[i]["error"] * 100 > top for i in results.complete)
         line += f"; {above} above {top:.0f} % not shown"
-    if results.finals:
-        line += "; latencies at the speed of the end"
     return f"{results.name}: error against cost on {results.device}", line
 
 
@@ -348,7 +346,7 @@ def _order(point: Point) -> tuple[int, str]:
 
 def _hover(results: Results, point: Point) -> str:
     """Return what hovering over a trial shows: candidate, results and every parameter."""
-    row = results.row(point.trial)
+    row = results.at_one_speed(point.trial)
     lines = [f"<b>trial {point.trial}</b> {point.baseline.replace('_', ' ')} ({point.rank})"]
     lines += [results.candidates[point.trial].in_short()]
     for split, what in (("dev", ""), ("test", " on the test split")):

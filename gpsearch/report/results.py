@@ -152,27 +152,28 @@ class Results:
         return None if value is None else float(value)
 
     def row(self, trial: int) -> Row:
-        """Return a trial's row, with what was measured at the end where it was.
+        """Return a trial's row, with what was measured at the end where it was."""
+        final = self.finals.get(trial, {})
+        return self.rows[trial] | {k: v for k, v in final.items() if k.startswith(AGAIN)}
 
-        Of the others, latencies are brought to the speed that the machine had then: what took as
-        long as the reference still does.
+    def at_one_speed(self, trial: int) -> Row:
+        """Return the same for people to compare: latencies as if the machine were never slower.
+
+        Each is brought to the speed at which its reference takes what it usually took, at the end
+        if there was one: so they are to one another as their ratios are.
         """
-        if final := self.finals.get(trial):
-            return self.rows[trial] | {k: v for k, v in final.items() if k.startswith(AGAIN)}
-        row = self.rows[trial]
-        factor = self._slower_at_the_end(row)
+        row = self.row(trial)
+        usual, own = self._reference_s, row.get("latency_reference_s")
+        factor = usual / own if usual and own else 1.0
         return row | {name: row[name] * factor for name in LATENCIES if row.get(name) is not None}
 
-    def _slower_at_the_end(self, row: Row) -> float:
-        """Return how many times as long the reference took at the end as beside a trial."""
-        at_the_end, then = self._reference_at_the_end, row.get("latency_reference_s")
-        return at_the_end / then if at_the_end and then else 1.0
-
     @cached_property
-    def _reference_at_the_end(self) -> float | None:
+    def _reference_s(self) -> float | None:
         name = "latency_reference_s"
-        known = [final[name] for final in self.finals.values() if final.get(name)]
-        return statistics.median(known) if known else None
+        for rows in (self.finals.values(), self.rows):
+            if known := [row[name] for row in rows if row.get(name)]:
+                return float(statistics.median(known))
+        return None
 
     def fewer(self, trial: int, goal: Objective) -> float | None:
         """Return how many times less of a cost a trial has than the first baseline.

@@ -125,7 +125,7 @@ def printed(table: Table, width: int) -> str:
 
 
 def _cells(results: Results, trial: int, costs: list[Objective], tested: bool) -> list[str]:
-    row, baseline = results.row(trial), results.rows[trial].get("baseline")
+    row, baseline = results.at_one_speed(trial), results.rows[trial].get("baseline")
     name = results.candidates[trial].in_short()
     cells = ["*" if trial in results.front else "", str(trial)]
     cells += [f"{name}  [{baseline}]" if baseline else name]
@@ -163,12 +163,12 @@ def _notes(results: Results) -> str:
         lines += [f"* on the front; x fewer: against trial {first}, {rows[first]['baseline']}"]
         if any(row.get("latency_ratio") for row in rows):
             whose = "its" if first == 0 else f"{rows[0]['baseline']}'s"
-            lines += [f"latencies are compared with that of {whose} network before compaction"]
+            lines += [
+                f"latencies are compared with that of {whose} network before compaction, and shown "
+                "at the speed at which this takes what it usually took"
+            ]
     if any(trial in results.finals for trial in results.front):
-        lines += [
-            "latencies of the front are those measured again at the end, in fresh processes; the "
-            "others' are brought to the speed that the reference had then"
-        ]
+        lines += ["latencies of the front are those measured again at the end, in fresh processes"]
     states = [row["state"] for row in rows]
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
     told = "; reasons in trials.csv" if {"gated", "failed"} & set(states) else ""
