@@ -173,12 +173,13 @@ def facts_of(device: DeviceProfiler) -> DeviceFacts:
 
     Raises:
         UserError: It does not say, or not in texts and numbers.
+        OSError, RuntimeError: It cannot be reached.
     """
     silent = f"device {type(device).__name__} does not say what it is"
     try:
         facts: object = device.probe()
         json.dumps(asdict(facts) if isinstance(facts, DeviceFacts) else None)
-    except UserError:
+    except (UserError, OSError, RuntimeError):  # which say what failed
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's probe raises
         raise UserError(f"{silent}: {line_of(error)}") from error

@@ -88,7 +88,7 @@ def _asked(name: str, patience_s: float) -> DeviceFacts | UserError:
         return within(patience_s, lambda: facts_of(find(name)))
     except UserError as error:
         return error
-    except TimeoutError as error:
+    except (Exception, SystemExit) as error:  # whatever a stranger raises
         return UserError(f"device {name!r} does not say what it is: {line_of(error)}")
 
 
