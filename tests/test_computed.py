@@ -18,12 +18,14 @@ def test_what_is_masked_by_torch_can_be_copied():
 
 
 def test_weights_are_what_a_module_reads():
-    pruned, halved = nn.Linear(4, 3), nn.Linear(4, 3)
+    plain, pruned, positive = (nn.Linear(4, 3) for _ in range(3))
     prune.random_unstructured(pruned, "weight", 6)
-    parametrize.register_parametrization(halved, "weight", nn.Threshold(0.0, 0.0))
+    parametrize.register_parametrization(positive, "weight", nn.ReLU())
 
-    for layer in (nn.Linear(4, 3), pruned, halved):
-        found = {id(weight) for weight in own_weights(layer) if layer is not halved}
-        assert found == ({id(layer.weight), id(layer.bias)} if layer is not halved else set())
-    assert (next(w for w in own_weights(pruned) if w.dim() == 2) == 0).sum() == 6
-    assert any((w.dim() == 2) and (w >= 0).all() for w in own_weights(halved))
+    assert [*map(id, own_weights(plain))] == [id(plain.weight), id(plain.bias)]
+    for layer in (pruned, positive):
+        bias, weight = sorted(own_weights(layer), key=lambda one: one.dim())
+        assert bias is layer.bias
+        assert torch.equal(weight, layer.weight)
+    assert (pruned.weight == 0).sum() == 6
+    assert (positive.weight >= 0).all()

@@ -557,7 +557,7 @@ def test_a_failed_job_leaves_none_at_work() -> None:
             begun.wait(10)
             raise KeyboardInterrupt
         begun.set()
-        time.sleep(0.2)
+        time.sleep(0.2)  # still at work when the other has failed, which is to wait for it
         ended.set()
 
     torch.set_num_threads(2)

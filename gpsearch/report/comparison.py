@@ -229,10 +229,9 @@ def _refuse_other_data(first: Results, second: Results) -> None:
     a, b = (learned.read(Path(_study(one))) for one in (first, second))
     if a is None or b is None:
         return
-    others = a.digest != b.digest if a.digest and b.digest else False
-    if not (a.digest or b.digest):  # where a task does not tell its data, their place does
-        others = a.data != b.data
-    if others or a.task != b.task:
+    # Where a task does not tell its data, their place does; where one alone was told, nothing does.
+    alike = bool(a.digest) == bool(b.digest)
+    if a.task != b.task or (alike and (a.digest or a.data) != (b.digest or b.data)):
         raise UserError(
             f"{first.folder} and {second.folder}: their data differ, and errors on other data do "
             "not compare"
