@@ -23,7 +23,7 @@ _ARGUMENTS = {
     "pack": "piiiip",
     "outer_room": "i",
     "outer": "pipiiiipip",
-    "tiles_room": "",
+    "tiles_room": "ii",
     "multiply_tiles": "piipiiiiiipip",
     "tiles_size": "iii",
     "pack_tiles": "piiiiip",

@@ -15,7 +15,7 @@ _FEWEST_ROWS = {3: 25, 2: 17}
 """Rows from which tiles are filled well enough, by `terms` (measured)."""
 _FEWEST_IN_ALL = 1024
 """Rows in all products with a matrix that are worth turning it into tiles (measured)."""
-_SMALLEST = {3: 300, 2: 128}
+_SMALLEST = {3: 190, 2: 128}
 """Rows and columns of a square product that are worth turning its factors into tiles, by `terms`
 (measured against MKL)."""
 _LEAST_INNER = 64
@@ -54,7 +54,7 @@ def put_product(
     if 2 * rows * columns < _SMALLEST[of_float] * (rows + columns):  # by the harmonic mean
         return False
     left, right = (one if 1 in one.stride() else one.contiguous() for one in (left, right))
-    room = native.tiles_room()
+    room = native.tiles_room(columns, inner)
 
     def part(first: int, last: int) -> int:
         a, to, own = left[first:last], out[first:last], left.new_empty(room)

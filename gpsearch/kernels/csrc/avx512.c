@@ -10,7 +10,7 @@
 #define WITH_VNNI __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,avx512vnni")))
 #include "has_tiles.h"
 #if defined(HAS_TILES)
-#define WITH_TILES __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,avx512bf16,amx-tile,amx-bf16,amx-int8")))
+#define WITH_TILES __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,amx-tile,amx-bf16,amx-int8")))
 #endif
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c"))), apply_to = function)

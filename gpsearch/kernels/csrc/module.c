@@ -17,11 +17,10 @@ int knows_tiles(void)
 {
 #if defined(HAS_TILES)
     enum { ASK = 0x1023, TILE_DATA = 18 };
-    enum { BFLOAT16 = 1 << 5, TILES_OF_IT = 1 << 22, TILES = 1 << 24, TILES_OF_BYTES = 1 << 25 };
-    unsigned a, b, c, d, more;
+    enum { OF_BFLOAT16 = 1 << 22, TILES = 1 << 24, OF_BYTES = 1 << 25 };
+    unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-    if (!(d & TILES) || !(d & TILES_OF_IT) || !(d & TILES_OF_BYTES)) return 0;
-    if (!__get_cpuid_count(7, 1, &more, &b, &c, &d) || !(more & BFLOAT16)) return 0;
+    if (!(d & TILES) || !(d & OF_BFLOAT16) || !(d & OF_BYTES)) return 0;
     return syscall(SYS_arch_prctl, ASK, TILE_DATA) == 0;
 #else
     return 0;

@@ -7,10 +7,10 @@
    infinity is no sum of terms, and those of numbers beyond LARGEST could overflow where the float's
    product does not, or to NaN: then the caller is told, or floats are multiplied.
 
-   The left factor is packed in tiles of 16 rows by 32 places in the sum, the right one in tiles of 16
-   pairs of places by 16 columns, since the processor multiplies two places at once. Rows and columns
-   come in bands of two tiles: a product of bands keeps four tiles of sums, each of which is ready again
-   when its turn comes. Needs product.h and, where WITH_TILES is defined, immintrin.h. */
+   The processor multiplies two places in the sum at once, here those that lie 16 apart: the left factor
+   is packed in tiles of 16 rows by 16 such pairs, the right one in tiles of 16 pairs by 16 columns. Rows
+   and columns come in bands of two tiles: a product of bands keeps four tiles of sums, each of which is
+   ready again when its turn comes. Needs product.h and, where WITH_TILES is defined, immintrin.h. */
 
 #if defined(WITH_TILES)
 
@@ -24,10 +24,11 @@ enum {
     TERM = 2 * TILE_SIZE,     /* numbers in a band's tiles of one term */
     MOST_TERMS = 3,
     LARGEST = 0x5b000000,     /* the bits of 2^55 */
-    /* What `multiply_tiles` packs at a time and its sums fit the second cache. */
-    TILED_ROWS = 8 * BAND,
+    /* What `multiply_tiles` packs at a time, so that the second cache holds the left part, */
+    TILED_ROWS = 16 * BAND,
     TILED_COLUMNS = 16 * BAND,
-    TILED_PLACES = 4 * ALONG,
+    TILED_PLACES = 8 * ALONG,
+    TILED_IN_ALL = 1 << 20, /* and the numbers of a right factor that stays packed for all rows */
 };
 
 typedef struct {
@@ -39,30 +40,32 @@ typedef struct {
 static const Tiles ALL_WHOLE = {
     1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static int64_t rounded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
+
 /* Gcc does not know what a tile is loaded from: it is to be written before this. */
 #define LOADED_BY_TILES __asm__ volatile("" ::: "memory")
 
 #define TILED WITH_TILES static inline __attribute__((always_inline))
 
-/* Writes the terms of 32 numbers: in their order, or one of `low` and one of `high` in turn. Returns
-   which have none. */
-TILED __mmask16 write_terms(const int in_turn, int terms, __m512 low, __m512 high, uint16_t *to)
+/* Writes the terms of 16 pairs, and takes their sizes into account. */
+TILED void write_terms(int terms, __m512i first, __m512i second, uint16_t *to, __m512i *sizes)
 {
-    const __m512i turns = _mm512_set_epi16(
-        31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
-        19, 3, 18, 2, 17, 1, 16, 0);
-    const __m512i size = _mm512_max_epi32((__m512i)_mm512_abs_ps(low), (__m512i)_mm512_abs_ps(high));
+    const __m512i upper = _mm512_set1_epi32((int)0xffff0000), half = _mm512_set1_epi32(0x8000);
+    const __m512i size = _mm512_set1_epi32(0x7fffffff);
+    /* As whole numbers, since NaN is more than any float then. */
+    *sizes = _mm512_max_epi32(*sizes, _mm512_max_epi32(first & size, second & size));
 #pragma GCC unroll 3
     for (int term = 0; term < MOST_TERMS; term++) {
-        const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(high, low);
-        _mm512_storeu_si512(to + term * TERM, in_turn ? _mm512_permutexvar_epi16(turns, both) : both);
+        const __m512i round = term + 1 < MOST_TERMS ? half : _mm512_setzero_si512(); /* 8 bits are left */
+        const __m512i low = _mm512_add_epi32(first, round);
+        const __m512i high = _mm512_add_epi32(second, round) & upper;
+        _mm512_storeu_si512(to + term * TERM, _mm512_srli_epi32(low, 16) | high);
         if (term + 1 == terms) break;
-        const __m256i first = _mm512_castsi512_si256(both), second = _mm512_extracti64x4_epi64(both, 1);
-        low -= (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(first), 16);
-        high -= (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16);
+        first = (__m512i)((__m512)first - (__m512)(low & upper));
+        second = (__m512i)((__m512)second - (__m512)high);
     }
-    /* As whole numbers, since NaN is more than any float then. */
-    return _mm512_cmpgt_epi32_mask(size, _mm512_set1_epi32(LARGEST));
 }
 
 /* Turns a tile of pairs by their lanes into one of lanes by their pairs, or the other way round. */
@@ -102,55 +105,77 @@ TILED __mmask16 first_of(int64_t count)
     return (__mmask16)(count >= SIDE ? 0xffff : (1u << (count > 0 ? count : 0)) - 1);
 }
 
-/* Packs a tile of each term: lanes (rows of the left factor, columns of the right one) by places, or
-   pairs of places by lanes. One of the steps is 1. Returns whether all numbers had terms. */
-WITH_TILES static int pack_tiles(
-    int pairs, int terms, const float *from, int64_t lane_step, int64_t place_step, int64_t lanes,
-    int64_t places, uint16_t *to)
+/* Rows of the left factor or columns of the right one (lanes) by places in the sum. One step is 1. */
+typedef struct {
+    const float *at;
+    int64_t lane_step, place_step, lanes, places;
+} Factor;
+
+TILED int64_t bands_of(const Factor *f) { return (f->lanes + BAND - 1) / BAND; }
+
+TILED int64_t steps_of(const Factor *f) { return (f->places + ALONG - 1) / ALONG; }
+
+/* So much of a factor, from there on. */
+TILED Factor part_of(const Factor *f, int64_t lane, int64_t place, int64_t lanes, int64_t places)
 {
-    const int along = place_step == 1;
-    __mmask16 bad = 0;
-    if (along) {
-        const __mmask16 low = first_of(places), high = first_of(places - SIDE);
-        for (int i = 0; i < SIDE; i++) {
-            const float *at = from + (i < lanes ? i * lane_step : 0);
-            bad |= write_terms(
-                0, terms, _mm512_maskz_loadu_ps(i < lanes ? low : 0, at),
-                _mm512_maskz_loadu_ps(i < lanes ? high : 0, at + SIDE), to + i * ALONG);
-        }
-    } else {
-        const __mmask16 there = first_of(lanes);
-        for (int i = 0; i < SIDE; i++) {
-            const float *at = from + 2 * i * place_step;
-            bad |= write_terms(
-                1, terms, _mm512_maskz_loadu_ps(2 * i < places ? there : 0, at),
-                _mm512_maskz_loadu_ps(2 * i + 1 < places ? there : 0, at + place_step), to + i * ALONG);
-        }
-    }
-    if (along == pairs)
-        for (int term = 0; term < terms; term++) turn_pairs(to + term * TERM);
-    return bad == 0;
+    const Factor part = {
+        f->at + lane * f->lane_step + place * f->place_step, f->lane_step, f->place_step,
+        least(f->lanes - lane, lanes), least(f->places - place, places)};
+    return part;
 }
 
-/* Packs the bands of one factor, each for all places in turn, in the order of the memory. */
-WITH_TILES static int pack_bands(
-    int pairs, int terms, const float *from, int64_t lane_step, int64_t place_step, int64_t lanes,
-    int64_t places, uint16_t *to)
+/* Packs a tile of each term: lanes by pairs, or pairs by lanes; without any lanes, zeros. */
+TILED void pack_tiles(int by_pairs, int terms, const Factor *f, uint16_t *to, __m512i *sizes)
 {
-    const int64_t steps = (places + ALONG - 1) / ALONG, bands = (lanes + BAND - 1) / BAND;
-    int good = 1;
-    for (int64_t i = 0; i < steps * bands; i++) {
-        const int64_t step = place_step == 1 ? i % steps : i / bands;
-        const int64_t band = place_step == 1 ? i / steps : i % bands;
+    const int along = f->place_step == 1;
+    const int64_t step = along ? f->lane_step : f->place_step, count = along ? f->lanes : f->places;
+    const int64_t other = SIDE * f->place_step; /* from a pair's first number to its second */
+    const __mmask16 first = first_of(along ? f->places : f->lanes);
+    const __mmask16 second = along ? first_of(f->places - SIDE) : first;
+    for (int i = 0; i < SIDE; i++) {
+        const int there = i < count, both = along ? there : i + SIDE < count;
+        const float *const at = f->at + (there ? i * step : 0);
+        write_terms(
+            terms, _mm512_maskz_loadu_epi32(there ? first : 0, at),
+            _mm512_maskz_loadu_epi32(both ? second : 0, at + other), to + i * ALONG, sizes);
+    }
+    if (along == by_pairs)
+        for (int term = 0; term < terms; term++) turn_pairs(to + term * TERM);
+}
+
+/* The next 32 lanes by 32 places, in the order of the memory. */
+TILED Factor nth_part(const Factor *f, int64_t i, int64_t *band, int64_t *step)
+{
+    *band = f->place_step == 1 ? i / steps_of(f) : i % bands_of(f);
+    *step = f->place_step == 1 ? i % steps_of(f) : i / bands_of(f);
+    return part_of(f, *band * BAND, *step * ALONG, BAND, ALONG);
+}
+
+/* Asks for a part's lines, of which the processor does not foresee that they will be read. */
+TILED void fetch_part(const Factor *f)
+{
+    const int64_t step = f->place_step == 1 ? f->lane_step : f->place_step;
+    for (int i = 0; i < BAND; i++) {
+        __builtin_prefetch(f->at + i * step, 0, 2);
+        __builtin_prefetch(f->at + i * step + SIDE, 0, 2);
+    }
+}
+
+/* Packs the bands of one factor, each for all places in turn. Returns whether all numbers have terms. */
+WITH_TILES static int pack_bands(int by_pairs, int terms, const Factor *f, uint16_t *to)
+{
+    const int64_t steps = steps_of(f), count = steps * bands_of(f);
+    __m512i sizes = _mm512_setzero_si512();
+    for (int64_t i = 0, band, step; i < count; i++) {
+        const Factor next = nth_part(f, i + 1, &band, &step), now = nth_part(f, i, &band, &step);
+        fetch_part(&next); /* past the last one that does no harm */
         for (int half = 0; half < 2; half++) {
-            const int64_t lane = band * BAND + half * SIDE, place = step * ALONG;
-            good &= pack_tiles(
-                pairs, terms, from + (lane < lanes ? lane * lane_step : 0) + place * place_step,
-                lane_step, place_step, lanes - lane, places - place,
-                to + (band * steps + step) * terms * TERM + half * TILE_SIZE);
+            const Factor tile = part_of(&now, half * SIDE, 0, SIDE, ALONG);
+            uint16_t *const at = to + (band * steps + step) * terms * TERM + half * TILE_SIZE;
+            pack_tiles(by_pairs, terms, &tile, at, &sizes);
         }
     }
-    return good;
+    return _mm512_cmpgt_epi32_mask(sizes, _mm512_set1_epi32(LARGEST)) == 0;
 }
 
 /* to[32, 32] = sums[32, 32] (or 0) + the products of two bands over so many steps of 32 places. */
@@ -226,13 +251,50 @@ static void end_sums(const float *sums, int64_t rows, int64_t columns, float *ou
 #undef BODY
 }
 
-/* Floats that `multiply_tiles` needs room for. */
-int64_t NAME(tiles_room)(void)
+/* Whether the right factor stays packed while the rows of the left one go by. */
+static int stays_packed(int64_t columns, int64_t inner)
 {
-    return (TILED_ROWS + TILED_COLUMNS) * TILED_PLACES * MOST_TERMS / 2 + TILED_ROWS * TILED_COLUMNS;
+    return rounded(columns, BAND) * rounded(inner, ALONG) <= TILED_IN_ALL;
 }
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+/* Numbers of the right factor that are packed at a time: columns by places. */
+static int64_t columns_packed(int64_t columns, int64_t inner)
+{
+    return stays_packed(columns, inner) ? rounded(columns, BAND) : TILED_COLUMNS;
+}
+
+static int64_t places_packed(int64_t columns, int64_t inner)
+{
+    return stays_packed(columns, inner) ? rounded(inner, ALONG) : TILED_PLACES;
+}
+
+/* Floats that `multiply_tiles` needs room for. */
+int64_t NAME(tiles_room)(int64_t columns, int64_t inner)
+{
+    const int64_t wide = columns_packed(columns, inner), deep = places_packed(columns, inner);
+    return (TILED_ROWS * TILED_PLACES + wide * deep) * MOST_TERMS / 2 + TILED_ROWS * wide;
+}
+
+/* The product of two packed parts: `sums` keeps it from the first to the last places in the sum. */
+WITH_TILES static void multiply_parts(
+    int terms, const uint16_t *left, const uint16_t *right, int64_t rows, int64_t columns, int64_t steps,
+    int first, int last, float *sums, float *out, int64_t out_step)
+{
+    for (int64_t c = 0; c < columns; c += BAND, right += steps * terms * TERM)
+        for (int64_t r = 0; r < rows; r += BAND, sums += BAND * BAND) {
+            float *const to = out + r * out_step + c;
+            const int64_t high = least(rows - r, BAND), wide = least(columns - c, BAND);
+            const int straight = last && high == BAND && wide == BAND;
+            for (int i = 0; straight && i < BAND; i++) {
+                __builtin_prefetch(to + i * out_step, 1);
+                __builtin_prefetch(to + i * out_step + SIDE, 1);
+            }
+            multiply_bands(
+                terms, left + r * steps * ALONG * terms, right, steps, first ? NULL : sums,
+                straight ? to : sums, straight ? out_step : BAND);
+            if (last && !straight) end_sums(sums, high, wide, to, out_step);
+        }
+}
 
 /* out[rows, columns] = a[rows, inner] x b[inner, columns], where one of a factor's two steps is 1. The
    room begins at a line of the cache. Returns 0 where a number has no terms: out is not to be used. */
@@ -240,34 +302,24 @@ WITH_TILES int64_t NAME(multiply_tiles)(
     const float *a, int64_t a_row, int64_t a_place, const float *b, int64_t b_place, int64_t b_column,
     int64_t rows, int64_t columns, int64_t inner, int64_t terms, float *out, int64_t out_step, float *room)
 {
-    uint16_t *const left = (uint16_t *)room, *const right = left + TILED_ROWS * TILED_PLACES * terms;
-    float *const sums = (float *)(right + TILED_COLUMNS * TILED_PLACES * terms);
+    const Factor of_a = {a, a_row, a_place, rows, inner}, of_b = {b, b_column, b_place, columns, inner};
+    const int stays = stays_packed(columns, inner);
+    const int64_t wide = columns_packed(columns, inner), deep = places_packed(columns, inner);
+    uint16_t *const left = (uint16_t *)room, *const rights = left + TILED_ROWS * TILED_PLACES * terms;
+    float *const sums = (float *)(rights + wide * deep * terms);
     int good = 1;
     _tile_loadconfig(&ALL_WHOLE);
-    for (int64_t c0 = 0; c0 < columns; c0 += TILED_COLUMNS)
-        for (int64_t r0 = 0; r0 < rows; r0 += TILED_ROWS)
+    for (int64_t c = 0; c < columns; c += wide)
+        for (int64_t r = 0; r < rows; r += TILED_ROWS)
             for (int64_t k = 0; k < inner && good; k += TILED_PLACES) {
-                const int64_t width = least(columns - c0, TILED_COLUMNS);
-                const int64_t height = least(rows - r0, TILED_ROWS);
-                const int64_t deep = least(inner - k, TILED_PLACES), steps = (deep + ALONG - 1) / ALONG;
-                const int last = k + deep == inner;
-                good &= pack_bands(
-                    0, terms, a + r0 * a_row + k * a_place, a_row, a_place, height, deep, left);
-                good &= pack_bands(
-                    1, terms, b + k * b_place + c0 * b_column, b_column, b_place, width, deep, right);
-                float *sum = sums;
-                for (int64_t c = 0; c < width; c += BAND)
-                    for (int64_t r = 0; r < height; r += BAND, sum += BAND * BAND) {
-                        const uint16_t *const of_a = left + r / BAND * steps * terms * TERM;
-                        const uint16_t *const of_b = right + c / BAND * steps * terms * TERM;
-                        float *const to = out + (r0 + r) * out_step + c0 + c;
-                        const int64_t high = least(height - r, BAND), wide = least(width - c, BAND);
-                        const int straight = last && high == BAND && wide == BAND;
-                        multiply_bands(
-                            terms, of_a, of_b, steps, k ? sum : NULL, straight ? to : sum,
-                            straight ? out_step : BAND);
-                        if (last && !straight) end_sums(sum, high, wide, to, out_step);
-                    }
+                const Factor part_a = part_of(&of_a, r, k, TILED_ROWS, TILED_PLACES);
+                const Factor part_b = part_of(&of_b, c, k, wide, TILED_PLACES);
+                uint16_t *const right = rights + (stays ? wide * k * terms : 0);
+                good &= pack_bands(0, terms, &part_a, left);
+                if (!stays || r == 0) good &= pack_bands(1, terms, &part_b, right);
+                multiply_parts(
+                    terms, left, right, part_a.lanes, part_b.lanes, steps_of(&part_a), k == 0,
+                    k + TILED_PLACES >= inner, sums, out + r * out_step + c, out_step);
             }
     _tile_release();
     return good;
@@ -289,7 +341,8 @@ WITH_TILES int64_t NAME(pack_tiles)(
     const float *w, int64_t column_step, int64_t place_step, int64_t columns, int64_t inner, int64_t terms,
     float *packed)
 {
-    return pack_bands(1, terms, w, column_step, place_step, columns, inner, (uint16_t *)packed);
+    const Factor f = {w, column_step, place_step, columns, inner};
+    return pack_bands(1, terms, &f, (uint16_t *)packed);
 }
 
 /* Tells whether all these numbers have terms. */
@@ -325,7 +378,8 @@ WITH_TILES static void multiply_by_tiles(
     for (int64_t first = 0; first < all_steps; first += FEW_STEPS) {
         const int64_t steps = least(all_steps - first, FEW_STEPS), k = first * ALONG;
         const int add = first || by->add;
-        pack_bands(0, terms, a + k, a_step, 1, rows, least(by->inner - k, steps * ALONG), packed);
+        const Factor part = {a + k, a_step, 1, rows, least(by->inner - k, steps * ALONG)};
+        pack_bands(0, terms, &part, packed);
         for (int64_t c = 0; c < by->columns; c += BAND)
             for (int64_t r = 0; r < rows; r += BAND) {
                 const int64_t high = least(rows - r, BAND), wide = least(by->columns - c, BAND);
