@@ -78,7 +78,11 @@ def test_any_product_is_as_exact_as_that_of_floats(
     assert (around[:, [0, -1]] == 7.0).all()
 
 
-@pytest.mark.parametrize(("rows", "inner", "columns"), [(333, 70, 301), (320, 64, 320)])
+@pytest.mark.parametrize(
+    ("rows", "inner", "columns"),
+    [(333, 70, 301), (320, 64, 320), (1100, 600, 200), (200, 2000, 600)],
+    ids=["edges", "whole tiles", "several parts", "right factor too large to stay packed"],
+)
 @pytest.mark.parametrize("turned", [False, True])
 def test_products_read_and_write_nothing_beyond_their_matrices(
     amx: Native, rows: int, inner: int, columns: int, turned: bool
