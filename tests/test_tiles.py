@@ -80,8 +80,8 @@ def test_any_product_is_as_exact_as_that_of_floats(
 
 @pytest.mark.parametrize(
     ("rows", "inner", "columns"),
-    [(333, 70, 301), (320, 64, 320), (1100, 600, 200), (200, 2000, 600)],
-    ids=["edges", "whole tiles", "several parts", "right factor too large to stay packed"],
+    [(333, 70, 301), (320, 64, 320), (1100, 600, 200), (600, 200, 5000), (600, 2000, 600)],
+    ids=["edges", "whole tiles", "right as a whole", "right by columns", "right by both"],
 )
 @pytest.mark.parametrize("turned", [False, True])
 def test_products_read_and_write_nothing_beyond_their_matrices(

@@ -28,7 +28,7 @@ enum {
     TILED_ROWS = 16 * BAND,
     TILED_COLUMNS = 16 * BAND,
     TILED_PLACES = 8 * ALONG,
-    TILED_IN_ALL = 1 << 20, /* and the numbers of a right factor that stays packed for all rows */
+    TILED_IN_ALL = 1 << 20, /* and the numbers of a right factor that is packed as a whole */
 };
 
 typedef struct {
@@ -58,9 +58,9 @@ TILED void write_terms(int terms, __m512i first, __m512i second, uint16_t *to, _
     *sizes = _mm512_max_epi32(*sizes, _mm512_max_epi32(first & size, second & size));
 #pragma GCC unroll 3
     for (int term = 0; term < MOST_TERMS; term++) {
-        const __m512i round = term + 1 < MOST_TERMS ? half : _mm512_setzero_si512(); /* 8 bits are left */
-        const __m512i low = _mm512_add_epi32(first, round);
-        const __m512i high = _mm512_add_epi32(second, round) & upper;
+        const __m512i more = term + 1 < MOST_TERMS ? half : _mm512_setzero_si512(); /* 8 bits are left */
+        const __m512i low = _mm512_add_epi32(first, more);
+        const __m512i high = _mm512_add_epi32(second, more) & upper;
         _mm512_storeu_si512(to + term * TERM, _mm512_srli_epi32(low, 16) | high);
         if (term + 1 == terms) break;
         first = (__m512i)((__m512)first - (__m512)(low & upper));
@@ -251,28 +251,24 @@ static void end_sums(const float *sums, int64_t rows, int64_t columns, float *ou
 #undef BODY
 }
 
-/* Whether the right factor stays packed while the rows of the left one go by. */
-static int stays_packed(int64_t columns, int64_t inner)
-{
-    return rounded(columns, BAND) * rounded(inner, ALONG) <= TILED_IN_ALL;
-}
+typedef struct {
+    int64_t columns, places;
+} Extent;
 
-/* Numbers of the right factor that are packed at a time: columns by places. */
-static int64_t columns_packed(int64_t columns, int64_t inner)
+/* How much of the right factor is packed at a time: all of it, if that is little enough. */
+static Extent packed_at_once(int64_t columns, int64_t inner)
 {
-    return stays_packed(columns, inner) ? rounded(columns, BAND) : TILED_COLUMNS;
-}
-
-static int64_t places_packed(int64_t columns, int64_t inner)
-{
-    return stays_packed(columns, inner) ? rounded(inner, ALONG) : TILED_PLACES;
+    const Extent all = {rounded(columns, BAND), rounded(inner, ALONG)};
+    const Extent part = {TILED_COLUMNS, TILED_PLACES};
+    return all.columns * all.places <= TILED_IN_ALL ? all : part;
 }
 
 /* Floats that `multiply_tiles` needs room for. */
 int64_t NAME(tiles_room)(int64_t columns, int64_t inner)
 {
-    const int64_t wide = columns_packed(columns, inner), deep = places_packed(columns, inner);
-    return (TILED_ROWS * TILED_PLACES + wide * deep) * MOST_TERMS / 2 + TILED_ROWS * wide;
+    const Extent of_b = packed_at_once(columns, inner);
+    const int64_t packed = TILED_ROWS * TILED_PLACES + of_b.columns * of_b.places;
+    return packed * MOST_TERMS / 2 + TILED_ROWS * of_b.columns;
 }
 
 /* The product of two packed parts: `sums` keeps it from the first to the last places in the sum. */
@@ -303,18 +299,18 @@ WITH_TILES int64_t NAME(multiply_tiles)(
     int64_t rows, int64_t columns, int64_t inner, int64_t terms, float *out, int64_t out_step, float *room)
 {
     const Factor of_a = {a, a_row, a_place, rows, inner}, of_b = {b, b_column, b_place, columns, inner};
-    const int stays = stays_packed(columns, inner);
-    const int64_t wide = columns_packed(columns, inner), deep = places_packed(columns, inner);
+    const Extent at_once = packed_at_once(columns, inner);
+    const int stays = at_once.places >= inner; /* packed while all rows go by */
     uint16_t *const left = (uint16_t *)room, *const rights = left + TILED_ROWS * TILED_PLACES * terms;
-    float *const sums = (float *)(rights + wide * deep * terms);
+    float *const sums = (float *)(rights + at_once.columns * at_once.places * terms);
     int good = 1;
     _tile_loadconfig(&ALL_WHOLE);
-    for (int64_t c = 0; c < columns; c += wide)
+    for (int64_t c = 0; c < columns; c += at_once.columns)
         for (int64_t r = 0; r < rows; r += TILED_ROWS)
             for (int64_t k = 0; k < inner && good; k += TILED_PLACES) {
                 const Factor part_a = part_of(&of_a, r, k, TILED_ROWS, TILED_PLACES);
-                const Factor part_b = part_of(&of_b, c, k, wide, TILED_PLACES);
-                uint16_t *const right = rights + (stays ? wide * k * terms : 0);
+                const Factor part_b = part_of(&of_b, c, k, at_once.columns, TILED_PLACES);
+                uint16_t *const right = rights + (stays ? at_once.columns * k * terms : 0);
                 good &= pack_bands(0, terms, &part_a, left);
                 if (!stays || r == 0) good &= pack_bands(1, terms, &part_b, right);
                 multiply_parts(
