@@ -165,7 +165,8 @@ def _notes(results: Results) -> str:
             whose = "its" if first == 0 else f"{rows[0]['baseline']}'s"
             lines += [
                 f"latencies are compared with that of {whose} network before compaction, and shown "
-                "at the speed at which this takes what it usually took"
+                "at the speed at which this takes what it usually took; the front is judged by the "
+                "seconds that were measured, so that a member may seem dominated"
             ]
     if any(trial in results.finals for trial in results.front):
         lines += ["latencies of the front are those measured again at the end, in fresh processes"]
