@@ -21,6 +21,7 @@ from gpsearch.compact import compact
 from gpsearch.errors import Unsupported, UserError
 from gpsearch.files import write_pickled
 from gpsearch.growprune import sketch
+from gpsearch.objectives import SLOWDOWN, slowdown
 from gpsearch.profiling import DeviceFacts, DeviceProfiler, Host, Reading, measure
 from gpsearch.profiling.host import WAITING
 from gpsearch.settings import Settings
@@ -211,7 +212,9 @@ def _final(folder: Path, number: int, device: str = "") -> dict[str, Any]:
     with Host().sharing():
         scores = tasks.scores(task, model, "test")
     tested = {f"test_{name}": value for name, value in scores.items()}
-    return columns(reading) | tested | {"flags": "; ".join(reading.flags)}
+    costs = columns(reading)
+    slower = {SLOWDOWN: slowdown(costs, study.first_reference_s())}
+    return costs | slower | tested | {"flags": "; ".join(reading.flags)}
 
 
 if __name__ == "__main__":

@@ -35,10 +35,18 @@ class Objective:
     kind: str
 
     @property
+    def timed(self) -> bool:
+        """Whether a slow spell of the machine makes it larger; a counter counts what was used."""
+        return self.name == "latency" or self.kind == "estimated"
+
+    @property
     def title(self) -> str:
         """The name, and with it what a reader must not take for measured."""
         return f"estimated {self.name}" if self.kind == "estimated" else self.name
 
+
+SLOWDOWN = "latency_slowdown"
+"""The column of `slowdown`; trials without it are judged by what was measured."""
 
 OBJECTIVES = {
     objective.name: objective
@@ -144,6 +152,31 @@ def refuse_percentages(limits: Sequence[Constraint]) -> None:
             raise UserError(f"--constraint: the error in {limit.text!r} is a fraction: 0.2 is 20 %")
 
 
+def slowdown(row: Mapping[str, Any], reference_s: float | None) -> float | None:
+    """Return how many times longer a row's calls took than at another reading's speed.
+
+    A candidate and the reference model run in turns, so that a slow spell of the machine hits both,
+    and ``latency_ratio`` is free of it. A row's latency over its slowdown is this ratio times
+    ``reference_s``: latencies so brought to one speed compare as their ratios do.
+
+    Args:
+        row: Holds a reading.
+        reference_s: What the reference model took in the other reading, in s.
+
+    Returns:
+        1 at equal speed; None where the one or the other was measured without a reference.
+    """
+    ratio = row.get("latency_ratio")
+    return float(row["latency_s"]) / (ratio * reference_s) if ratio and reference_s else None
+
+
+def cost(row: Mapping[str, Any], goal: Objective) -> float | None:
+    """Return what a row is judged by: what takes time, as if the machine were never slower."""
+    value = row.get(goal.column)
+    slower = (row.get(SLOWDOWN) if goal.timed else None) or 1.0
+    return None if value is None else float(value) / slower
+
+
 def front(
     rows: Sequence[Mapping[str, Any]],
     goals: Sequence[Objective],
@@ -151,10 +184,8 @@ def front(
 ) -> list[int]:
     """Return the places of the rows on the Pareto front: complete, feasible and not dominated."""
     costs = np.array(
-        [
-            [_cost(row, goal) if feasible(row, limits) else math.nan for goal in goals]
-            for row in rows
-        ]
+        [[cost(row, goal) if feasible(row, limits) else None for goal in goals] for row in rows],
+        dtype=float,  # None becomes NaN
     ).reshape(len(rows), len(goals))
     return [int(i) for i in np.flatnonzero(non_dominated(costs))]
 
@@ -162,8 +193,3 @@ def front(
 def feasible(row: Mapping[str, Any], limits: Sequence[Constraint]) -> bool:
     """Say whether a row is complete and meets every constraint."""
     return row.get("state") == "complete" and all(limit.violation(row) <= 0 for limit in limits)
-
-
-def _cost(row: Mapping[str, Any], goal: Objective) -> float:
-    value = row.get(goal.column)
-    return math.nan if value is None else float(value)

@@ -20,7 +20,7 @@ from gpsearch import profiling
 from gpsearch.deploy import check_device, columns, reading_on
 from gpsearch.errors import UserError
 from gpsearch.files import read_json, slug, write_text
-from gpsearch.objectives import front
+from gpsearch.objectives import SLOWDOWN, front, slowdown
 from gpsearch.profiling import DeviceFacts, Reading
 from gpsearch.study import Row, Study, facts_json
 
@@ -118,10 +118,13 @@ class Remeasured:
         FLOPs and weights.
         """
         readings, finals = self.readings(), self.study.finals()
-        return [
+        rows = [
             _again(row, readings.get(row["trial"]), finals.get(row["trial"], {}))
             for row in self.study.rows()
         ]
+        took = (row.get("latency_reference_s") for row in rows)
+        first_s = next(filter(None, took), None)
+        return [row | {SLOWDOWN: slowdown(row, first_s)} for row in rows]
 
     def _path(self, number: int) -> Path:
         return self.folder / "trials" / str(number) / "reading.json"

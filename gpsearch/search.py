@@ -36,7 +36,7 @@ from gpsearch.errors import Unsupported, UserError
 from gpsearch.files import write_text
 from gpsearch.growprune import sketch
 from gpsearch.kernels.memory import keep_freed_memory
-from gpsearch.objectives import front, refuse_percentages
+from gpsearch.objectives import SLOWDOWN, front, refuse_percentages, slowdown
 from gpsearch.profiling import Host, Reading
 from gpsearch.sampling import Proposal, SpaceExhausted, propose
 from gpsearch.study import Row, Study
@@ -293,12 +293,15 @@ class Search:
             if goal.name != "error" and (quantity is None or quantity.kind != goal.kind):
                 why = quantity.reason if quantity else "not measured"
                 raise ValueError(f"no {goal.kind} {goal.name}: {why}")
+        costs = columns(reading)
+        first_s = self.study.first_reference_s() or costs.get("latency_reference_s")
         return {
             "state": "complete",
             "metric": self.task.metric,
             "metric_unit": tasks.unit(self.task),
             **metrics,
-            **columns(reading),
+            **costs,
+            SLOWDOWN: slowdown(costs, first_s),
             "flags": "; ".join(reading.flags),
         }
 

@@ -30,7 +30,7 @@ from gpsearch.files import (
     refuse_strangers,
     write_text,
 )
-from gpsearch.objectives import Constraint, Objective
+from gpsearch.objectives import Constraint, Objective, cost
 from gpsearch.profiling import DeviceFacts
 from gpsearch.sampling import Proposal, refuse_other_choices
 from gpsearch.settings import Settings
@@ -184,8 +184,14 @@ class Study:
 
     def reference_s(self) -> float | None:
         """Return what the reference model usually took in this study's readings, in s."""
-        taken = [row["latency_reference_s"] for row in self.rows() if "latency_reference_s" in row]
-        return statistics.median(taken) if taken else None
+        return statistics.median(taken) if (taken := self._reference_took()) else None
+
+    def first_reference_s(self) -> float | None:
+        """Return what the reference model took in the first reading, in s; None before it."""
+        return next(iter(self._reference_took()), None)
+
+    def _reference_took(self) -> list[float]:
+        return [row["latency_reference_s"] for row in self.rows() if "latency_reference_s" in row]
 
     def finals(self) -> dict[int, Row]:
         """Return what was measured of the front's members at the end, by trial."""
@@ -244,9 +250,10 @@ class Study:
         # What a gated trial leaves unmeasured is not held against it.
         known = [limit for limit in limits if complete or limit.column in row]
         violations = {limit.text: min(limit.violation(row), 1e9) for limit in known}
+        judged = [value for goal in goals if (value := cost(row, goal)) is not None]
         trial = optuna.trial.create_trial(
             state=state[row["state"]],
-            values=[row[goal.column] for goal in goals] if complete else None,
+            values=judged if complete else None,
             params=proposal.params,
             distributions=proposal.distributions,
             # optuna-dashboard 0.21 reads constraints from the user attributes only.

@@ -3,7 +3,17 @@ import math
 import pytest
 
 from gpsearch.errors import UserError
-from gpsearch.objectives import constraint, feasible, front, objectives
+from gpsearch.objectives import (
+    OBJECTIVES,
+    SLOWDOWN,
+    constraint,
+    cost,
+    estimated,
+    feasible,
+    front,
+    objectives,
+    slowdown,
+)
 
 
 def row(error, flops, **rest):
@@ -70,6 +80,32 @@ def test_the_front_holds_what_is_complete_feasible_and_not_dominated():
 
     assert front(rows, goals, limits) == [0, 1]
     assert not feasible(rows[3], limits)
+
+
+def test_latencies_of_a_slow_spell_are_judged_at_the_usual_speed():
+    """In the second trial all takes twice as long; by its ratio it is the fastest."""
+    seconds, ratios = [4e-3, 6e-3, 4e-3], [1.0, 0.75, 1.0]
+    rows = [
+        row(error, 1, latency_s=s, latency_ratio=ratio, energy_j=30 * s)
+        for error, s, ratio in zip((0.3, 0.2, 0.25), seconds, ratios, strict=True)
+    ]
+    latency, energy = OBJECTIVES["latency"], OBJECTIVES["energy"]
+    goals = objectives("error,latency")
+    assert front(rows, goals) == [1, 2]  # an older study's
+
+    judged = [one | {SLOWDOWN: slowdown(one, 4e-3)} for one in rows]
+    assert [one[SLOWDOWN] for one in judged] == [1, 2, 1]
+    assert [cost(one, latency) for one in judged] == [4e-3, 3e-3, 4e-3]
+    assert front(judged, goals) == [1]
+    assert cost(judged[1], energy) == 0.18, "a counter's joules are what was used"
+    assert cost(judged[1], estimated(energy)) == 0.09, "watts times seconds are as slow as these"
+
+
+def test_what_was_measured_alone_has_no_slowdown():
+    alone = row(0.2, 1, latency_s=4e-3, latency_ratio=None)
+    assert slowdown(alone, 4e-3) is None
+    assert slowdown(alone | {"latency_ratio": 0.5}, None) is None
+    assert cost(alone | {SLOWDOWN: None}, OBJECTIVES["latency"]) == 4e-3
 
 
 def test_no_row_is_an_empty_front():

@@ -12,7 +12,7 @@ import pytest
 from gpsearch import report
 from gpsearch.candidate import Architecture, Candidate
 from gpsearch.errors import UserError
-from gpsearch.objectives import constraint, objectives
+from gpsearch.objectives import OBJECTIVES, constraint, estimated, objectives
 from gpsearch.report import Results
 from gpsearch.report.picture import (
     Point,
@@ -244,7 +244,11 @@ def test_the_table_shows_front_and_baselines_with_ratios(tmp_path: Path) -> None
     assert lines.index("1 LSTM 2x64, gmp 10.0% [pruned_lstm] 30.00 - 1.5 ±0.06 1.33x 5 8x 40 10x")
     assert "* on the front; x fewer: against trial 0, dense_lstm" in lines
     (note,) = (line for line in lines if line.startswith("latencies are compared with that of its"))
-    assert "the front is judged by the seconds that were measured" in note
+    assert note.endswith("judged by the seconds measured: a member may seem dominated")
+    new = dataclasses.replace(
+        results(tmp_path), rows=[row | {"latency_slowdown": 1.0} for row in ROWS]
+    )
+    assert any(line.endswith("at which this takes what it usually took") for line in lines_of(new))
     assert "5 trials: 4 complete, 1 failed; reasons in trials.csv" in lines
 
 
@@ -349,8 +353,11 @@ def test_the_page_opens_offline_and_shows_the_candidate(tmp_path: Path) -> None:
 
 
 def test_latencies_are_shown_at_one_speed(tmp_path: Path) -> None:
-    seconds = {0: 4e-3, 1: 4e-3, 2: 8e-3, 3: 2e-3}  # of the reference, beside each trial
-    rows = [{**row, "latency_reference_s": seconds.get(row["trial"])} for row in ROWS]
+    seconds = (4e-3, 4e-3, 8e-3, 2e-3)  # of the reference, beside each trial
+    rows = [
+        row | {"latency_reference_s": s, "latency_ratio": s and row["latency_s"] / s}
+        for row, s in zip(ROWS, (*seconds, None), strict=True)
+    ]
     found = dataclasses.replace(results(tmp_path), rows=rows)
     before = [row["latency_s"] for row in ROWS[:4]]
     assert [found.at_one_speed(trial)["latency_s"] for trial in range(4)] == [
@@ -358,12 +365,27 @@ def test_latencies_are_shown_at_one_speed(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert found.row(2)["latency_s"] == before[2]  # files have what was measured
 
-    final = {2: {**FINALS[2], "latency_reference_s": 2e-3}}
+    final = {2: {**FINALS[2], "latency_reference_s": 2e-3, "latency_ratio": 0.55}}
     ended = dataclasses.replace(found, finals=final)
     assert ended.at_one_speed(2)["latency_s"] == 1.1e-3
     assert ended.at_one_speed(1)["latency_hi_s"] == pytest.approx(rows[1]["latency_hi_s"] / 2)
     (shown,) = (p for p in points(ended, ended.goals[1]) if p.trial == 1)
     assert shown.x == pytest.approx(before[1] / 2 * 1e3)
+
+
+def test_estimated_joules_are_shown_at_one_speed_as_the_seconds_they_come_from(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        row | {"energy_j": 30 * row["latency_s"], "latency_reference_s": 2e-3} for row in ROWS[:4]
+    ]
+    rows[2] |= {"latency_s": 2e-3, "energy_j": 0.06, "latency_reference_s": 4e-3}  # a slow spell
+    found = dataclasses.replace(results(tmp_path, "error,energy"), rows=rows)
+    assert found.at_one_speed(2)["energy_j"] == 0.06  # a counter's
+    energy = estimated(OBJECTIVES["energy"])
+    guessed = dataclasses.replace(found, goals=(OBJECTIVES["error"], energy))
+    assert guessed.at_one_speed(2)["energy_j"] == pytest.approx(0.03)
+    assert guessed.fewer(2, energy) == pytest.approx(2)
 
 
 @pytest.mark.parametrize("name", ["cost$^$", "a[/x]b", "[old]lstm", "key:key:"])

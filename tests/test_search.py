@@ -108,6 +108,7 @@ def test_the_front_is_measured_again_and_scored_on_the_test_split_once(finished)
 
     assert listener.finals.keys() == Search(study, Silent()).front()
     assert all(0 <= row["test_error"] <= 1 for row in listener.finals.values())
+    assert {round(row["latency_slowdown"], 2) for row in listener.finals.values()} == {1}
     assert run(study).finals == {}
 
 
@@ -353,13 +354,16 @@ def test_measured_energy_shares_no_front_with_estimates(tmp_path):
         Search(study, Silent())._complete(0, {"err": 0.1, "error": 0.1}, measured)
 
 
-def test_the_reference_is_compared_with_what_it_took_before(tmp_path):
-    study = a_study(tmp_path / "toy", device="tests.test_search:Tiring")
+def test_a_slow_spell_is_told_and_not_held_against_a_candidate(tmp_path):
+    study = a_study(tmp_path / "toy", device="tests.test_search:Tiring", objectives="error,latency")
     with pytest.raises(KeyboardInterrupt):
         run(study, stop_after=3)
-    rows = study.rows()
+    rows, judged = study.rows(), [trial.values[1] for trial in study.finished()]
     assert "against other readings" not in rows[0]["flags"]
     assert "the reference took +50% against other readings" in rows[2]["flags"]
+    assert [round(row["latency_slowdown"], 2) for row in rows] == [1, 1, 1.5]
+    usual_s = rows[0]["latency_reference_s"]
+    assert judged == pytest.approx([row["latency_ratio"] * usual_s for row in rows])
 
 
 class Tiring(ToyDevice):

@@ -13,7 +13,7 @@ from pathlib import Path
 from gpsearch.candidate import Candidate
 from gpsearch.errors import UserError
 from gpsearch.files import read_json
-from gpsearch.objectives import OBJECTIVES, Constraint, Objective, feasible, front
+from gpsearch.objectives import OBJECTIVES, Constraint, Objective, feasible, front, slowdown
 from gpsearch.remeasured import NOT_MEASURED, RECORD, Remeasured
 from gpsearch.study import Row, Study
 
@@ -157,15 +157,16 @@ class Results:
         return self.rows[trial] | {k: v for k, v in final.items() if k.startswith(AGAIN)}
 
     def at_one_speed(self, trial: int) -> Row:
-        """Return the same for people to compare: latencies as if the machine were never slower.
+        """Return the same for people to compare: what takes time as if the machine never slowed.
 
-        Each is brought to the speed at which its reference takes what it usually took, at the end
-        if there was one: so they are to one another as their ratios are.
+        Each latency, and the joules that are estimated from it, is brought to the speed at which
+        its reference takes what it usually took, at the end if there was one: so they are to one
+        another as their ratios are.
         """
         row = self.row(trial)
-        usual, own = self._reference_s, row.get("latency_reference_s")
-        factor = usual / own if usual and own else 1.0
-        return row | {name: row[name] * factor for name in LATENCIES if row.get(name) is not None}
+        slower = slowdown(row, self._reference_s) or 1.0
+        timed = {*LATENCIES, *(goal.column for goal in self.goals if goal.timed)}
+        return row | {name: row[name] / slower for name in timed if row.get(name) is not None}
 
     @cached_property
     def _reference_s(self) -> float | None:
@@ -184,8 +185,9 @@ class Results:
         row = self.row(trial)
         if goal.name == "latency" and row.get("latency_ratio"):
             return 1 / float(row["latency_ratio"])
-        base = None if self.reference is None else self.rows[self.reference].get(goal.column)
-        value = row.get(goal.column)
+        if self.reference is None:
+            return None
+        base, value = (self.at_one_speed(one).get(goal.column) for one in (self.reference, trial))
         return base / value if base and value else None
 
     def feasible(self, trial: int) -> bool:

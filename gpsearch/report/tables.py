@@ -7,7 +7,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING
 
-from gpsearch.objectives import Objective
+from gpsearch.objectives import SLOWDOWN, Objective
 from gpsearch.report.results import COSTS, Results
 from gpsearch.study import Row
 
@@ -165,9 +165,10 @@ def _notes(results: Results) -> str:
             whose = "its" if first == 0 else f"{rows[0]['baseline']}'s"
             lines += [
                 f"latencies are compared with that of {whose} network before compaction, and shown "
-                "at the speed at which this takes what it usually took; the front is judged by the "
-                "seconds that were measured, so that a member may seem dominated"
+                "at the speed at which this takes what it usually took"
             ]
+            if not any(row.get(SLOWDOWN) for row in rows):  # an older study's
+                lines[-1] += ", but judged by the seconds measured: a member may seem dominated"
     if any(trial in results.finals for trial in results.front):
         lines += ["latencies of the front are those measured again at the end, in fresh processes"]
     states = [row["state"] for row in rows]
