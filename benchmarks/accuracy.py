@@ -88,13 +88,13 @@ def run(out: Path, arm: str, seed: int, dropout: float, epochs: int) -> float:
     return float(str(done["dev_wer"]))
 
 
-def table(out: Path) -> str:
-    """Return the rows as a table of arms: means, and the lowest and highest of the seeds."""
+def table(out: Path, epochs: int) -> str:
+    """Return the rows of so many epochs by arm: means, and the lowest and highest of the seeds."""
     lines = [
         "| arm | weights | non-zeros | dropout | seeds | CPU minutes | dev WER % | test WER % |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    rows = read_rows(out)
+    rows = [row for row in read_rows(out) if int(row["epochs"]) == epochs]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         first = [row for row in rows if row["arm"] == arm and int(row["seed"]) == SEEDS[0]]
         chosen = min(first, key=lambda row: float(row["dev_wer"]))["dropout"]
@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--table", action="store_true", help="print what is there, train nothing")
     flags = parser.parse_args(arguments)
     if flags.table:
-        print(table(flags.out))
+        print(table(flags.out, flags.epochs))
         return
     torch.set_num_threads(1)
     keep_freed_memory()

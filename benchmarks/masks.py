@@ -2,16 +2,15 @@
 
     python -m benchmarks masks [--pairs 200] [--threads 1]
 
-Prints the median of the pairs' ratios of processor time, its interval, and the middle half of the
-ratios; first for two models without masks, to show the noise. Half of the weights are awake: with
-fewer, layers compute with these only, and masks save time. The batch is made up, in the shape of
-eight utterances of AN4: the time does not look at it.
+Prints the median of the pairs' ratios of processor time, its 95 % interval, and the middle half of
+the ratios; first for two models without masks, to show the noise. Half of the weights are awake:
+with fewer, layers compute with these only, and masks save time. The batch is made up, in the shape
+of eight utterances of AN4: the time does not look at it.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 
@@ -21,6 +20,7 @@ from torch import nn
 from gpsearch.candidate import Architecture
 from gpsearch.growprune import GrowPrune
 from gpsearch.kernels.memory import keep_freed_memory
+from gpsearch.profiling.intervals import quantile, quantile_interval
 from gpsearch.schedule import SET
 from gpsearch.tasks.speech import SpeechModel
 
@@ -66,14 +66,16 @@ def ratios(first: Callable[[], float], second: Callable[[], float], pairs: int) 
         else:
             without, with_masks = first(), second()
         found.append(with_masks / without)
-    return sorted(found)
+    return found
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Return the 95 % interval of the median of sorted ``values``, from order statistics."""
-    half = 0.98 * len(values) ** 0.5
-    middle = len(values) / 2
-    return values[max(int(middle - half), 0)], values[min(int(middle + half), len(values) - 1)]
+def summary(found: list[float]) -> str:
+    """Return what ratios come to, which are given in the order of time."""
+    interval = quantile_interval(found)
+    bounds = f"[{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "(too few for an interval)"
+    quarters = [quantile(found, q) for q in (0.25, 0.75)]
+    middle_half = f"middle half {quarters[0]:.3f} to {quarters[1]:.3f}"
+    return f"{quantile(found):.4f} {bounds}, {middle_half}"
 
 
 def main(arguments: list[str]) -> None:
@@ -87,9 +89,4 @@ def main(arguments: list[str]) -> None:
     plain = stepper(masked=False)
     for masked in (False, True):
         found = ratios(plain, stepper(masked), flags.pairs)
-        low, high = interval(found)
-        quarter = len(found) // 4
-        print(
-            f"{'masks' if masked else 'no masks'}: {statistics.median(found):.4f} "
-            f"[{low:.4f}, {high:.4f}], middle half {found[quarter]:.3f} to {found[-quarter]:.3f}"
-        )
+        print(f"{'masks' if masked else 'no masks'}: {summary(found)}")

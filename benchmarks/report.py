@@ -103,9 +103,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def head(title: str, notes: Mapping[str, str]) -> str:
-    """Return the lines above a table: what it shows, how, and on what machine."""
-    facts = {**notes, **description()}
+def head(title: str, notes: Mapping[str, str], machine: Mapping[str, str] | None = None) -> str:
+    """Return the lines above a table: what it shows, how, and on what machine (if None, this)."""
+    facts = {**notes, **(description() if machine is None else machine)}
     return "\n".join([title, "", *(f"{name + ':':14} {text}" for name, text in facts.items())])
 
 

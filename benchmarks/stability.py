@@ -1,11 +1,11 @@
 """How stable the paired latency ratio is while 0 to 3 other processes burn the processors.
 
-    python -m benchmarks stability [--seconds 0.5]
+    python -m benchmarks stability [--seconds 1.0]
 
 Two fixed models, nn.LSTM(64, 128) and nn.LSTM(64, 96), one utterance of 50 steps, one thread;
 before every reading 0, 1, 2 or 3 busy loops are started, at random. `pair` measures the one against
 the other, `same` the first against itself. A row is appended after every reading, so that a run
-that was interrupted goes on, on the same machine. A quarter to half an hour.
+that was interrupted goes on, on the same machine, which the table names. A quarter to half an hour.
 
 What is wanted: coefficient of variation of `pair` <= 1 % over 30 readings; `same` within 1 +- 2 %
 in 99 of 100.
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from benchmarks.machine import description
 from benchmarks.options import RESULTS
 from benchmarks.report import BAR, PALE, append_row, head, read_rows, save_text
 from gpsearch.errors import UserError
@@ -73,17 +74,29 @@ def reading(device: DeviceProfiler, what: str, count: int, seconds: float) -> di
     }
 
 
-def run(out: Path, seconds: float, limit_s: float) -> None:
-    """Take the readings that are not there yet, in random order, until the time is over."""
+def run(out: Path, seconds: float, limit_s: float) -> int:
+    """Take the readings that are not there yet, in random order, until the time is over.
+
+    Returns:
+        How many were taken.
+    """
     device, deadline_s = find("cpu"), time.monotonic() + limit_s
     done = [row["what"] for row in read_rows(out)]
     todo = [what for what, n in READINGS.items() for _ in range(n - done.count(what))]
     chance = random.Random(len(done))
     chance.shuffle(todo)
-    for what in todo:
+    for taken, what in enumerate(todo):
         if time.monotonic() > deadline_s:
-            return
+            return taken
         append_row(out, reading(device, what, chance.randrange(4), seconds))
+    return len(todo)
+
+
+def machine_of(path: Path) -> dict[str, str]:
+    """Return what a table says of the machine that its readings were taken on, if there is one."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    said = {name: words.strip() for name, _, words in (s.partition(":") for s in text.splitlines())}
+    return {name: said[name] for name in description() if name in said}
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:
@@ -147,11 +160,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--table", action="store_true", help="measure nothing")
     flags = parser.parse_args(arguments)
     readings = flags.out / "stability.csv"
-    if not flags.table:
-        run(readings, flags.seconds, flags.limit)
+    taken = 0 if flags.table else run(readings, flags.seconds, flags.limit)
     rows = read_rows(readings)
     if not {"pair", "same"} <= {row["what"] for row in rows}:
         raise UserError(f"{readings} has no readings of both kinds yet: run without --table")
     notes = {"wanted": f"CV of pair <= {CV:.0%}; same within 1 +- {AA_GATE:.0%} in 99 of 100"}
-    text = f"{head('Stability of the latency ratio', notes)}\n\n{table(rows)}"
+    machine = description() if taken else machine_of(flags.out / "stability.txt")
+    text = f"{head('Stability of the latency ratio', notes, machine)}\n\n{table(rows)}"
     save_text(flags.out, "stability", text, lambda figure: _draw(figure, rows))

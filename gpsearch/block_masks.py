@@ -65,7 +65,7 @@ class BlockMasks:
         """Draw a score for every block."""
         lengths = [len(self._sizes(pieces)) for pieces in self._groups]
         device = next(iter(self.masks.values())).device if self.masks else None
-        return torch.rand(sum(lengths), generator=generator).to(device)
+        return torch.rand(sum(lengths), generator=generator, device=generator.device).to(device)
 
     def prune(self, scores: Tensor, density: float) -> None:
         """Put the blocks with the smallest scores to sleep, down to ``density``."""

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from gpsearch.dropout import dropout
 from gpsearch.errors import UserError
-from gpsearch.gated import Gated, check_shares, check_sizes
+from gpsearch.gated import Gated, check_shares, size
 from gpsearch.kernels.gates import Gates
 from gpsearch.kernels.pattern import Patterns
 from gpsearch.kernels.recurrence import kernels_for, recurrence
@@ -128,6 +128,7 @@ class HLSTM(Gated):
         batch_first: Batched input is ``[B, T, X]`` rather than ``[T, B, X]``.
         dropout: Dropout on the output of every layer but the last.
         bidirectional: Read the sequence in both directions; outputs are concatenated.
+        proj_size: 0, in its place among `torch.nn.LSTM`'s arguments: no H-LSTM projects its state.
         device: Device of the parameters.
         dtype: Type of the parameters.
         gate_hidden: Widths of the hidden layers in each gate; ``()`` is the LSTM.
@@ -136,6 +137,9 @@ class HLSTM(Gated):
             sequence and holds for all its steps (the paper does not say; this is the cheaper).
         gate_direct: Add a direct affine path beside the hidden layers.
         gate_norm: Layer norm over each gate's hidden units, before the activation.
+
+    Raises:
+        UserError: An option is none of those, or a size is below 1.
     """
 
     proj_size = 0
@@ -150,6 +154,7 @@ class HLSTM(Gated):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -169,9 +174,10 @@ class HLSTM(Gated):
             gate_direct,
             gate_norm,
         )
-        self.num_layers, self.batch_first = num_layers, batch_first
+        if proj_size:
+            raise UserError(f"proj_size={proj_size!r} has no H-LSTM; use proj_size=0")
+        self.num_layers, self.batch_first = size("num_layers", num_layers), batch_first
         self.dropout, self.bidirectional = dropout, bidirectional
-        check_sizes(num_layers=num_layers)
         check_shares(dropout=dropout)
         self._register(device, dtype)
 
@@ -195,8 +201,8 @@ class HLSTM(Gated):
             lstm.batch_first,
             lstm.dropout,
             lstm.bidirectional,
-            weight.device,
-            weight.dtype,
+            device=weight.device,
+            dtype=weight.dtype,
             gate_hidden=(),
         )
         own = {name: getattr(lstm, name) for name, _ in hlstm.named_parameters()}  # or computed
@@ -213,16 +219,20 @@ class HLSTM(Gated):
 
         Args:
             masks: By the parameters' names, True where a weight is awake; all weights of a
-                parameter without a mask are. ``{}`` goes back to computing with all weights.
+                parameter without a mask are. ``{}`` goes back to computing with all weights, and
+                so does a module of which some are computed, as by `torch.nn.utils.prune`.
 
         Raises:
             UserError: A mask is of another shape than its parameter.
         """
+        self._patterns = {}
+        if not masks or self.is_parametrized():  # what is computed is no parameter with a mask
+            return
         found = {suffix: self._layer_masks(suffix, masks) for suffix, _ in self._cells()}
         self._patterns = {
             suffix: Patterns.of(ih, hh, dense)
             for suffix, (ih, hh, *dense) in found.items()
-            if masks and _density(ih, hh, *dense) < PAYS_BELOW
+            if _density(ih, hh, *dense) < PAYS_BELOW
         }
 
     def _layer_masks(self, suffix: str, masks: Mapping[str, Tensor]) -> list[Tensor]:
@@ -342,14 +352,15 @@ class HLSTM(Gated):
         """
         assert padded.padding is not None
         frozen = padded.padding.to(h0.dtype)
-        hs, cs = [], []
+        # Where cuDNN is told that this is no training it keeps nothing for the backward pass.
+        training, hs, cs = torch.is_grad_enabled(), [], []
         for d, suffix in enumerate(self._suffixes(layer)):
             w_ih, *rest = self._flat_weights(suffix)
             column = w_ih.new_zeros(4, self.hidden_size, 1)
             column[0], column[1] = -_FREEZE, _FREEZE
             weights = [torch.cat([w_ih, column.flatten(0, 1)], 1), *rest]
             x, state = torch.cat([xs[d], frozen], 2), (h0[d : d + 1], c0[d : d + 1])
-            out, _, c = torch.lstm(x, state, weights, self.bias, 1, 0.0, False, False, False)
+            out, _, c = torch.lstm(x, state, weights, self.bias, 1, 0.0, training, False, False)
             hs.append(out)
             cs.append(c)
         return torch.stack(hs), torch.cat(cs)

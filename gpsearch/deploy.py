@@ -7,8 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ from gpsearch.candidate import Candidate
 from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.compact import compact
 from gpsearch.errors import Unsupported, UserError
-from gpsearch.files import write_pickled
+from gpsearch.files import read_json, write_pickled, write_text
 from gpsearch.growprune import sketch
-from gpsearch.objectives import SLOWDOWN, slowdown
+from gpsearch.objectives import Objective
 from gpsearch.profiling import DeviceFacts, DeviceProfiler, Host, Reading, measure
 from gpsearch.profiling.host import WAITING
 from gpsearch.settings import Settings
@@ -49,7 +50,7 @@ def check_reference(device: DeviceProfiler, reference: nn.Module, task: Task) ->
         UserError: It cannot; says why.
     """
     try:
-        device.load(reference, task.example())
+        profiling.load(device, reference, task.example())
     except Unsupported as error:
         name = profiling.facts_of(device).name
         raise UserError(
@@ -96,6 +97,36 @@ def columns(reading: Reading) -> Row:
         row["energy_kind"] = reading["energy_j"].kind
     row["latency_lo_s"], row["latency_hi_s"] = reading["latency_s"].ci95 or (None, None)
     return row
+
+
+def lacking(reading: Reading, goals: Sequence[Objective]) -> str | None:
+    """Say which objective has no value of the kind that may share the front, and why."""
+    for goal in goals:
+        quantity = reading.quantities.get(goal.column)
+        if goal.name != "error" and (quantity is None or quantity.kind != goal.kind):
+            why = quantity.reason if quantity else "not measured"
+            return f"no {goal.kind} {goal.name}: {why}"
+    return None
+
+
+def at_least(glance: Reading, usual_s: float | None) -> Row:
+    """Return the costs of a short reading as low as they may be: no disturbance must decide.
+
+    Its latency, and the joules that are estimated by it, are the lower end of the ratio to the
+    reference model, times what this takes.
+
+    Args:
+        glance: A reading beside the reference model.
+        usual_s: What the reference takes, in s; if None, what it took in this reading.
+    """
+    row = {name: value for name, value in columns(glance).items() if value is not None}
+    ratio = glance["latency_ratio"]
+    lowest = ratio.ci95[0] if ratio.ci95 else ratio.number
+    latency_s = lowest * (usual_s or row["latency_reference_s"])
+    costs = {name: value for name, value in row.items() if not name.startswith("latency_")}
+    if "energy_j" in costs:
+        costs["energy_j"] *= latency_s / row["latency_s"]
+    return {**costs, "latency_s": latency_s}
 
 
 def reference_model(space: Space, task: Task) -> nn.Module:
@@ -179,43 +210,56 @@ def reading_on(device: str, folder: Path, number: int) -> Reading:
 
 
 def _in_a_fresh_process(folder: Path, number: int, *device: str) -> dict[str, Any]:
-    command = [sys.executable, "-P", "-m", "gpsearch.deploy", str(folder), str(number), *device]
     environment = {**os.environ, WAITING: str(os.getpid())}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"measuring trial {number} again failed: {last}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    with TemporaryDirectory() as own:
+        answer = Path(own) / "found.json"  # a plug-in may print
+        words = [str(answer), str(folder), str(number), *device]
+        command = [sys.executable, "-P", "-m", "gpsearch.deploy", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise RuntimeError(f"measuring trial {number} again failed: {last}")
+        return read_json(answer)
 
 
-def _final(folder: Path, number: int, device: str = "") -> dict[str, Any]:
+def _answer(folder: Path, number: int, device: str = "") -> dict[str, Any]:
     """Return the row of a study's end; on a device that is named, the reading alone."""
     study = Study(folder)
-    settings, space = study.settings, study.space
-    task = tasks.find(settings.task, settings.data_path)
+    task = tasks.find(study.settings.task, study.settings.data_path)
     learned.check(folder, task)
     model = load_model(study.trial_folder(number) / "model.pt")
-    with closing(profiling.find(device or settings.device)) as profiler:
-        reading = read_costs(
+    reading = _reading(study, task, model, device or study.settings.device)
+    return reading.to_dict() if device else _final(study, task, model, reading)
+
+
+def _reading(study: Study, task: Task, model: nn.Module, device: str) -> Reading:
+    settings, space = study.settings, study.space
+    with profiling.closing(profiling.find(device)) as profiler:
+        return read_costs(
             profiler,
             model,
             task,
             reference=reference_model(space, task),
             reference_name=reference_name(space),
-            reference_s=study.reference_s(),
+            reference_s=study.reference_s(profiling.facts_of(profiler).fingerprint),
             energy="energy_j" in settings.columns,
             estimate_w=settings.estimate_w,
         )
-    if device:
-        return reading.to_dict()
+
+
+def _final(study: Study, task: Task, model: nn.Module, reading: Reading) -> Row:
+    """Score a member on the test split, and join what was measured of it at the end."""
     with Host().sharing():
         scores = tasks.scores(task, model, "test")
     tested = {f"test_{name}": value for name, value in scores.items()}
     costs = columns(reading)
-    slower = {SLOWDOWN: slowdown(costs, study.first_reference_s())}
-    return costs | slower | tested | {"flags": "; ".join(reading.flags)}
+    return {**costs, **study.slowdown(costs), **tested, "flags": "; ".join(reading.flags)}
 
 
 if __name__ == "__main__":
-    print(json.dumps(_final(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])))
+    to, of, which, *elsewhere = sys.argv[1:]
+    try:
+        found = _answer(Path(of), int(which), *elsewhere)
+    except UserError as refusal:
+        sys.exit(str(refusal))
+    write_text(Path(to), json.dumps(found))

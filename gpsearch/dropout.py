@@ -27,7 +27,8 @@ def dropout(x: Tensor, p: float, *, training: bool = True) -> Tensor:
     if not training or not 0 < p < 1 or x.device.type != "cpu":
         return F.dropout(x, p, training)
     dropped = min(round(p * _LEVELS), _LEVELS - 1)
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+    draws.random_(-(2**63), None)
     levels = draws.view(torch.int16)[: x.numel()].view(x.shape)
     kept = levels >= dropped - _LEVELS // 2
     return x * kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))

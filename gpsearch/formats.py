@@ -60,10 +60,15 @@ def _chosen(model: nn.Module) -> nn.Module:
             module.formats = {} if kernels is None else _best_formats(module, kernels)
     if kernels is None:
         return model
+    exchanged: dict[nn.Module, nn.Module] = {
+        module: _faster(module, kernels)
+        for module in model.modules()
+        if type(module) is nn.LSTM and _may_go(module, model)
+    }
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if type(module) is nn.LSTM and name and _may_go(module, model):
-            model.set_submodule(name, _faster(module, kernels))
-    return _faster(model, kernels) if type(model) is nn.LSTM and _may_go(model, model) else model
+        if name and module in exchanged:  # one that stands in two places is one module still
+            model.set_submodule(name, exchanged[module])
+    return exchanged.get(model, model)
 
 
 def _best_formats(module: HLSTM | HLSTMCell, kernels: Native) -> Mapping[str, str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -38,12 +39,12 @@ class Gated(Packable):
         super().__init__()
         if not isinstance(gate_hidden, Sequence):
             raise UserError(f"gate_hidden={gate_hidden!r} should be a sequence of widths: (128,)")
-        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
-        self.gate_hidden, self.activation = tuple(gate_hidden), activation
+        self.input_size = size("input_size", input_size)
+        self.hidden_size = size("hidden_size", hidden_size)
+        self.gate_hidden = tuple(size(f"gate_hidden[{j}]", m) for j, m in enumerate(gate_hidden))
+        self.bias, self.activation = bias, activation
         self.gate_dropout, self.gate_direct, self.gate_norm = gate_dropout, gate_direct, gate_norm
         self._patterns: dict[str, Patterns] = {}
-        check_sizes(input_size=input_size, hidden_size=hidden_size)
-        check_sizes(**{f"gate_hidden[{j}]": m for j, m in enumerate(self.gate_hidden)})
         check_shares(gate_dropout=gate_dropout)
         if activation not in ACTIVATIONS:
             raise UserError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
@@ -138,7 +139,7 @@ class Gated(Packable):
                 for j in depth
                 if self.gate_norm
             ),
-            self._masks(batch),
+            self._masks(batch, like=getattr(self, "weight_gate_hh" + suffix)),
             self.activation,
             self._patterns.get(suffix),
         )
@@ -162,10 +163,10 @@ class Gated(Packable):
         parameter = getattr(self, name, None)
         return None if parameter is None else parameter.view(4, -1, *parameter.shape[1:])
 
-    def _masks(self, batch: int) -> tuple[Tensor, ...]:
+    def _masks(self, batch: int, like: Tensor) -> tuple[Tensor, ...]:
+        """Draw dropout masks of the type of a weight; a replica has no parameters to ask."""
         if not (self.training and self.gate_dropout):
             return ()
-        like = next(self.parameters())
         return tuple(
             F.dropout(like.new_ones(4, batch, width), self.gate_dropout)
             for width in self.gate_hidden
@@ -191,11 +192,15 @@ class Gated(Packable):
         return f"{self.input_size}, {self.hidden_size}, gate_hidden={self.gate_hidden}{options}"
 
 
-def check_sizes(**sizes: int) -> None:
-    """Refuse a size below 1, by its name."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise UserError(f"{name}={size} should be at least 1")
+def size(name: str, given: SupportsIndex) -> int:
+    """Return a size as an int, be it numpy's; refuse one below 1, by its name."""
+    try:
+        whole = int(operator.index(given))
+    except TypeError:
+        raise UserError(f"{name}={given!r} should be a whole number") from None
+    if whole < 1:
+        raise UserError(f"{name}={whole} should be at least 1")
+    return whole
 
 
 def check_shares(**shares: float) -> None:

@@ -7,6 +7,8 @@ take all of them or none, so counts are exact by construction.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -39,12 +41,10 @@ def connecting(
 
     The max(rows, columns) largest meet every row and every column; fewer, as many as they can.
     """
-    links = torch.arange(max(rows, columns))
-    row, column = (
-        torch.randperm(rows, generator=generator),
-        torch.randperm(columns, generator=generator),
-    )
-    score = torch.rand(rows, columns, generator=generator)
+    where: Any = {"generator": generator, "device": generator.device}  # whatever the default is
+    links = torch.arange(max(rows, columns), device=generator.device)
+    row, column = torch.randperm(rows, **where), torch.randperm(columns, **where)
+    score = torch.rand(rows, columns, **where)
     # Walking both permutations in step, the shorter one around and around, meets every row and
     # every column, and no pair twice.
     score[row[links % rows], column[links % columns]] = 2 - links / len(links)

@@ -11,7 +11,6 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from gpsearch.study import Row, Study, facts_json
 NOT_MEASURED = "not measured"
 """The state of the trials that were not on the study's front."""
 RECORD = "remeasured.json"
-_OF_A_DEVICE = ("latency_", "energy_", "power_", "peak_memory_")
+OF_A_DEVICE = ("latency_", "energy_", "power_", "peak_memory_")
 """The beginnings of the columns that a device decides."""
 
 
@@ -137,7 +136,7 @@ class Remeasured:
 
 def _facts(name: str, study: Study) -> DeviceFacts:
     """Ask a device what it is; it must measure whatever the study's objectives need."""
-    with closing(profiling.find(name)) as device:
+    with profiling.closing(profiling.find(name)) as device:
         facts = profiling.facts_of(device)
     check_device(facts, study.settings)
     return facts
@@ -159,7 +158,7 @@ def _members(study: Study) -> list[int]:
 
 
 def _again(row: Row, reading: Reading | None, final: Row) -> Row:
-    kept = {name: v for name, v in row.items() if not name.startswith(_OF_A_DEVICE)}
+    kept = {name: v for name, v in row.items() if not name.startswith(OF_A_DEVICE)}
     tested = {name: v for name, v in final.items() if name.startswith("test_")}
     if reading is None:
         state = NOT_MEASURED if row["state"] == "complete" else row["state"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -150,7 +149,7 @@ class Reproduction:
             known = ", ".join(self.candidates)
             raise UserError(f"--row {sorted(unknown)[0]}: no such row; there are: {known}")
         task = tasks.find(self.comparison.task, self.comparison.data_path)
-        with closing(profiling.find(self.comparison.device)) as device:
+        with profiling.closing(profiling.find(self.comparison.device)) as device:
             check_reference(device, self._reference(task), task)
         keep_freed_memory()
         with locked(self.folder):
@@ -178,7 +177,7 @@ class Reproduction:
         epochs = candidate.training.epochs
         write_text(folder / "candidate.toml", candidate.to_toml())
         torch.manual_seed(seed)
-        with closing(profiling.find(self.comparison.device)) as device:
+        with profiling.closing(profiling.find(self.comparison.device)) as device:
             facts = profiling.facts_of(device)
             if not (folder / "model.pt").exists():
                 with Host().sharing() as pause:  # while another study measures here

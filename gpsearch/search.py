@@ -13,7 +13,7 @@ import math
 import random
 import time
 import traceback
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
@@ -23,9 +23,11 @@ from gpsearch import learned, profiling, tasks
 from gpsearch.candidate import Candidate
 from gpsearch.compact import compact
 from gpsearch.deploy import (
+    at_least,
     check_device,
     check_reference,
     columns,
+    lacking,
     read_costs,
     reference_model,
     reference_name,
@@ -36,7 +38,7 @@ from gpsearch.errors import Unsupported, UserError
 from gpsearch.files import write_text
 from gpsearch.growprune import sketch
 from gpsearch.kernels.memory import keep_freed_memory
-from gpsearch.objectives import SLOWDOWN, front, refuse_percentages, slowdown
+from gpsearch.objectives import front, refuse_percentages
 from gpsearch.profiling import Host, Reading
 from gpsearch.sampling import Proposal, SpaceExhausted, propose
 from gpsearch.study import Row, Study
@@ -48,6 +50,9 @@ if TYPE_CHECKING:
 MARGIN = 0.25
 """A candidate is gated before training when a cost is above its limit by more than this share:
 more than growing, an early stop of the pruning, or a noisy glance would change."""
+READINGS = 3
+"""How often a trained network is measured until every objective has a value: what trained for an
+hour is not lost to somebody who used the device for a minute."""
 GIVE_UP_AFTER = 3
 """A study whose first so many trials all fail stops: the fault is not the candidates'."""
 
@@ -110,7 +115,7 @@ class Search:
         study.refuse_changes()
         self.device = profiling.find(self.settings.device)
         with ExitStack() as unless_ready:
-            unless_ready.callback(self.device.close)
+            unless_ready.enter_context(profiling.closing(self.device))
             self._make_ready()
             unless_ready.pop_all()
 
@@ -154,7 +159,7 @@ class Search:
         torch.manual_seed(self.settings.seed)
         model = self._built(candidate)
         if not baseline:
-            self._refuse_hopeless(model, candidate)
+            self._refuse_hopeless(number, model, candidate)
         with Host().sharing() as pause:  # while another study measures here
             trained = grow_and_prune(
                 model,
@@ -171,17 +176,7 @@ class Search:
             deployed = compact(trained.cpu(), weights=weights, here=self.facts.here)
             metrics = tasks.scores(self.task, deployed)
         save_model(deployed, self.study.trial_folder(number) / "model.pt")
-        reading = read_costs(
-            self.device,
-            deployed,
-            self.task,
-            reference=self.reference,
-            reference_name=reference_name(self.space),
-            reference_s=self.study.reference_s(),
-            energy="energy_j" in self.settings.columns,
-            estimate_w=self.settings.estimate_w,
-        )
-        return metrics, reading
+        return metrics, self._read(number, deployed)
 
     def run(self) -> None:
         """Try candidates until the budget is spent, then measure the front again.
@@ -191,7 +186,7 @@ class Search:
             StudyFailed: The first trials all fail.
             TimeUp: The time limit is over.
         """
-        with closing(self.device):
+        with profiling.closing(self.device):
             check_reference(self.device, self.reference, self.task)
             self.study.sweep(self.front())  # a kill may have left a finished trial's checkpoint
             while len(finished := self.study.finished()) < self.settings.budget:
@@ -253,28 +248,45 @@ class Search:
         except UserError as refusal:
             raise Unsupported(refusal.args[0]) from refusal
 
-    def _refuse_hopeless(self, model: nn.Module, candidate: Candidate) -> None:
+    def _refuse_hopeless(self, number: int, model: nn.Module, candidate: Candidate) -> None:
         """Gate a candidate whose costs are known before training to break a constraint.
 
         Its final density and structure are known, so its untrained network pruned to them has its
-        parameters and FLOPs, and about its latency.
+        parameters and FLOPs, and about its latency. One that has begun to train was let through.
         """
         limits = [limit for limit in self.settings.limits if limit.column != "error"]
-        if not limits:
+        if not limits or (self.study.trial_folder(number) / "checkpoint.pt").exists():
             return
         schedule, prunable = candidate.schedule, tasks.prunable(self.task, candidate.schedule)
         sketched = sketch(copy.deepcopy(model), schedule, prunable)
         weights = candidate.deployment.weights
         likeness = compact(sketched, weights=weights, here=self.facts.here)
-        glance = read_costs(self.device, likeness, self.task, max_seconds=1.0,
-                            precision=MARGIN / 2, estimate_w=self.settings.estimate_w)  # fmt: skip
-        costs = {c: v for c, v in columns(glance).items() if v is not None}
-        if not glance.stable:  # a disturbed second must not decide, nor the joules estimated by it
-            costs = {c: v for c, v in costs.items() if not c.startswith(("latency_", "energy_"))}
+        glance = read_costs(self.device, likeness, self.task, reference=self.reference,
+                            max_seconds=1.0, precision=MARGIN / 2,
+                            estimate_w=self.settings.estimate_w)  # fmt: skip
+        costs = at_least(glance, self.study.reference_s(self.facts.fingerprint))
         for limit in limits:
             if limit.column in costs and limit.violation(costs) > MARGIN:
                 excess = limit.violation(costs)
                 raise TooCostly(f"{limit.text} would be missed by {excess:.0%}", costs)
+
+    def _read(self, number: int, deployed: nn.Module) -> Reading:
+        """Measure a deployed model, again where somebody kept the device from telling it all."""
+        for attempt in range(1, READINGS + 1):
+            reading = read_costs(
+                self.device,
+                deployed,
+                self.task,
+                reference=self.reference,
+                reference_name=reference_name(self.space),
+                reference_s=self.study.reference_s(self.facts.fingerprint),
+                energy="energy_j" in self.settings.columns,
+                estimate_w=self.settings.estimate_w,
+            )
+            if (missing := lacking(reading, self.settings.goals)) is None:
+                break
+            self._log(number, f"reading {attempt} of at most {READINGS}: {missing}")
+        return reading
 
     def _complete(self, number: int, metrics: dict[str, float], reading: Reading) -> Row:
         """Return the columns of a complete trial.
@@ -288,20 +300,16 @@ class Search:
         record = {"metrics": metrics, "signatures": tasks.signatures(self.task)}
         text = json.dumps({**record, **reading.to_dict()}, indent=2)
         write_text(self.study.trial_folder(number) / "reading.json", text + "\n")
-        for goal in self.settings.goals:
-            quantity = reading.quantities.get(goal.column)
-            if goal.name != "error" and (quantity is None or quantity.kind != goal.kind):
-                why = quantity.reason if quantity else "not measured"
-                raise ValueError(f"no {goal.kind} {goal.name}: {why}")
+        if missing := lacking(reading, self.settings.goals):
+            raise ValueError(missing)
         costs = columns(reading)
-        first_s = self.study.first_reference_s() or costs.get("latency_reference_s")
         return {
             "state": "complete",
             "metric": self.task.metric,
             "metric_unit": tasks.unit(self.task),
             **metrics,
             **costs,
-            SLOWDOWN: slowdown(costs, first_s),
+            **self.study.slowdown(costs),
             "flags": "; ".join(reading.flags),
         }
 
@@ -340,7 +348,13 @@ class Search:
         done = self.study.finals()
         members = sorted(self.front() - done.keys())
         random.Random(self.settings.seed).shuffle(members)
-        for number in members:
+        lost = [n for n in members if not (self.study.trial_folder(n) / "model.pt").exists()]
+        if lost:  # they were off the front when it was swept, by limits that were lower
+            self.listener.note(
+                f"on the front without weights (model.pt), and so not measured again: "
+                f"trial {', '.join(map(str, lost))}"
+            )
+        for number in (n for n in members if n not in lost):
             row = remeasure(self.study.folder, number)
             self.study.save_final(number, row)
             self.listener.final_ends(number, row)

@@ -17,7 +17,6 @@ import random
 import re
 import shlex
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -280,7 +279,7 @@ def snapped(space: Space, settings: Settings, root: Path = FOLDER) -> Space:
     if not space.unsnapped:
         return space
     task = tasks.find(settings.task, settings.data_path)
-    with closing(profiling.find(settings.device)) as device:
+    with profiling.closing(profiling.find(settings.device)) as device:
         facts = facts_of(device)
     base, found = space.candidate({}).architecture, {}
     if "gate_width" in space.unsnapped and base.gate_depth == 0:

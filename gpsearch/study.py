@@ -11,6 +11,7 @@ import json
 import platform
 import statistics
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from importlib.metadata import version
@@ -30,7 +31,7 @@ from gpsearch.files import (
     refuse_strangers,
     write_text,
 )
-from gpsearch.objectives import Constraint, Objective, cost
+from gpsearch.objectives import SLOWDOWN, Constraint, Objective, cost, slowdown
 from gpsearch.profiling import DeviceFacts
 from gpsearch.sampling import Proposal, refuse_other_choices
 from gpsearch.settings import Settings
@@ -78,6 +79,7 @@ class Study:
                 "or choose another --out"
             )
         refuse_strangers(folder)
+        _nameable(folder.resolve())
         space, config = snapped(Space.read(settings.space), settings), settings.to_toml()
         make_folder(folder / "trials")
         with locked(folder):  # one that has just begun has no trial to be known by
@@ -114,7 +116,7 @@ class Study:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        name, storage = "gpsearch", f"sqlite:///{self._path.resolve()}"
+        name, storage = "gpsearch", f"sqlite:///{_nameable(self._path.resolve())}"
         try:
             try:  # writes nothing: others may read a folder, too
                 return optuna.load_study(study_name=name, storage=storage)
@@ -141,7 +143,8 @@ class Study:
         """Refuse to go on where finished trials and new ones would not compare.
 
         Raises:
-            UserError: config.toml has other objectives by now, or space.toml other choices.
+            UserError: config.toml has other objectives by now, or another way to their energy, or
+                space.toml other choices.
         """
         if not (finished := self.finished()):
             return
@@ -151,6 +154,14 @@ class Study:
                 f"{self.folder / 'config.toml'}: the finished trials were judged by "
                 f"{', '.join(before)}, not by {', '.join(columns)}; bring those objectives back, "
                 "or begin in another folder"
+            )
+        watts = self.settings.estimate_w
+        now = f"estimated at {watts:g} W" if watts else "measured"
+        others = {_energy_by(row) for row in self.rows()} - {None, now}
+        if others and "energy_j" in self.settings.columns:
+            raise UserError(
+                f"{self.folder / 'config.toml'}: the finished trials' energy was {others.pop()}, "
+                f"and would now be {now}; bring estimate_energy back, or begin in another folder"
             )
         refuse_other_choices(finished, self.space)
 
@@ -182,16 +193,28 @@ class Study:
         """Return the finished trials' rows, as in ``trials.csv``."""
         return [trial.user_attrs["row"] for trial in self.finished()]
 
-    def reference_s(self) -> float | None:
-        """Return what the reference model usually took in this study's readings, in s."""
-        return statistics.median(taken) if (taken := self._reference_took()) else None
+    def reference_s(self, fingerprint: Mapping[str, str]) -> float | None:
+        """Return what the reference model usually took on the device of this fingerprint, in s."""
 
-    def first_reference_s(self) -> float | None:
-        """Return what the reference model took in the first reading, in s; None before it."""
-        return next(iter(self._reference_took()), None)
+        def is_of_it(row: Row) -> bool:
+            path = self.trial_folder(row["trial"]) / "reading.json"
+            own = read_json(path, "fingerprint")["fingerprint"] if path.exists() else None
+            return bool(own == dict(fingerprint))
 
-    def _reference_took(self) -> list[float]:
-        return [row["latency_reference_s"] for row in self.rows() if "latency_reference_s" in row]
+        rows = [row for row in self.rows() if row.get("latency_reference_s")]
+        taken = [row["latency_reference_s"] for row in rows if is_of_it(row)]
+        return statistics.median(taken) if taken else None
+
+    def slowdown(self, costs: Row) -> Row:
+        """Return a reading's `SLOWDOWN` as a column, against the study's first reading.
+
+        There is none in a study that began without: its trials go on being judged alike.
+        """
+        before = [row for row in self.rows() if row["state"] == "complete"]
+        if any(SLOWDOWN not in row for row in before):
+            return {}
+        readings = [row.get("latency_reference_s") for row in [*before, costs]]
+        return {SLOWDOWN: slowdown(costs, next(filter(None, readings), None))}
 
     def finals(self) -> dict[int, Row]:
         """Return what was measured of the front's members at the end, by trial."""
@@ -290,6 +313,29 @@ class Study:
         changes = {"budget": budget or self.settings.budget, "timeout": timeout or ""}
         self.settings = Settings.of({**vars(self.settings), **changes})
         write_text(self.folder / "config.toml", self.settings.to_toml())
+
+
+def _nameable(path: Path) -> Path:
+    """Return a path that can stand in the address of a database.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if found := sorted(set("?%{}") & set(str(path))):
+        raise UserError(
+            f"{path}: a folder with {' or '.join(found)} in its name cannot hold a study; "
+            "give another --out"
+        )
+    return path
+
+
+def _energy_by(row: Row) -> str | None:
+    """Return how a trial's energy was got; None where it has none."""
+    if row.get("energy_j") is None:
+        return None
+    if row.get("energy_kind") != "estimated":
+        return "measured"
+    return f"estimated at {row['energy_j'] / row['latency_s']:g} W"
 
 
 def facts_json(facts: DeviceFacts) -> str:

@@ -6,13 +6,14 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gpsearch import tasks
 from gpsearch.candidate import Training
@@ -80,8 +81,8 @@ def grow_and_prune(
         pause: Called before every batch; may wait, as while somebody measures on this machine.
 
     Raises:
-        TrainingFailed: The loss is NaN or explodes, the development error is NaN, or memory runs
-            out.
+        TrainingFailed: The loss is NaN or explodes, a weight is not finite, the development error
+            is NaN, or memory runs out.
         UserError: ``folder`` holds the checkpoint of another training.
     """
     run = _Run(model.to(device), task, schedule, training, data, seed, pause)
@@ -89,11 +90,12 @@ def grow_and_prune(
         run.load(folder / "checkpoint.pt")
         write_text(folder / "history.csv", history_csv(run.history))
     while run.epoch < training.epochs:
-        started = time.perf_counter()
-        event = run.change_masks()
-        phase = run.masks.phase(run.epoch)
-        loss = run.train_epoch()
-        run.finish_epoch(phase, event, loss, time.perf_counter() - started)
+        with run.enough_memory():
+            started = time.perf_counter()
+            event = run.change_masks()
+            phase = run.masks.phase(run.epoch)
+            loss = run.train_epoch()
+            run.finish_epoch(phase, event, loss, time.perf_counter() - started)
         if folder is not None:
             run.save(folder)
         if listener is not None:
@@ -136,6 +138,20 @@ class _Run:
         self.history: list[Epoch] = []
         torch.manual_seed(seed)
 
+    @contextmanager
+    def enough_memory(self) -> Iterator[None]:
+        """Say what would help where an epoch runs out of memory, wherever in it that is."""
+        epoch = self.epoch
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise TrainingFailed(
+                f"out of memory in epoch {epoch}: lower training.batch_size "
+                f"({self.training.batch_size}) or architecture.hidden_size"
+            ) from error
+
     def change_masks(self) -> str:
         """Grow, prune or step back as the schedule wants; return what was done, for people."""
         before = self.masks.density
@@ -154,7 +170,17 @@ class _Run:
         for step, batch in enumerate(batches):
             share = (self.epoch + step / len(batches)) / self.training.epochs
             total += self._step(batch, learning_rate(self.training, share), step)
-        return self._believed(total / len(batches))
+        loss = self._believed(total / len(batches))
+        self._check_weights()
+        return loss
+
+    def _check_weights(self) -> None:
+        """Refuse weights that the last step has made infinite or NaN: no loss has shown it yet."""
+        for name, parameter in self.model.named_parameters():
+            if not parameter.isfinite().all():
+                raise TrainingFailed(
+                    f"{name} is not finite after epoch {self.epoch}: {self._calmer()}"
+                )
 
     def _believed(self, loss: float) -> float:
         """Return an epoch's mean loss; one batch's says little, as its sequences may be long."""
@@ -177,31 +203,30 @@ class _Run:
             group["lr"] = rate
         self.pause()
         self.optimizer.zero_grad()
-        try:
-            loss = self.task.loss(self.model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise TrainingFailed(
-                f"out of memory in epoch {self.epoch}, step {step}: lower training.batch_size "
-                f"({self.training.batch_size}) or architecture.hidden_size"
-            ) from error
+        loss = self.task.loss(self.model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        value = self._finite(loss, step)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
+        self.optimizer.step()
+        return value
+
+    def _finite(self, loss: Tensor, step: int) -> float:
+        """Return a batch's loss as a number; refuse what is none."""
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingFailed(
                 f"the loss is {value:.4g} in epoch {self.epoch}, step {step}: {self._calmer()}"
             )
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
-        self.optimizer.step()
         return value
 
     def _losses(self) -> Any:
         """One pass of losses with frozen weights, for growth."""
         self.model.train()
-        for batch in self.task.batches(self.training, self.epoch, self.seed):
+        for step, batch in enumerate(self.task.batches(self.training, self.epoch, self.seed)):
             self.pause()
-            yield self.task.loss(self.model, batch)
+            loss = self.task.loss(self.model, batch)
+            self._finite(loss, step)
+            yield loss
 
     def finish_epoch(self, phase: str, event: str, loss: float, seconds: float) -> None:
         """Take the development error, remember the best network, and write the history's row."""

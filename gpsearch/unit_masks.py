@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from gpsearch.groups import Units
 from gpsearch.mask import top_k
 
+FAINT = 1e-3
+"""What share of its initial weights a dead row is offered that others may read."""
+
 
 class UnitMasks:
     """Prunes and grows whole units: gates' hidden units, state units, rows of a linear layer.
@@ -36,14 +39,16 @@ class UnitMasks:
         density: Callable[[], float],
     ) -> None:
         self.families, self.masks, self._density = families, masks, density
-        self.alive = torch.ones(sum(units.count for units in families), dtype=torch.bool)
+        self.alive = torch.ones(
+            sum(units.count for units in families), dtype=torch.bool, device="cpu"
+        )
         owned = {name for units in families for name, _ in units.rows}
         for name in sorted(owned - masks.keys()):
             masks[name] = torch.ones_like(model.get_parameter(name), dtype=torch.bool)
         self._rows = {
             name: model.get_parameter(name)
             for units in families
-            if units.hidden
+            if _offered(units)
             for name, _ in units.rows
         }
         self.initial = {name: row.detach().clone() for name, row in self._rows.items()}
@@ -54,21 +59,22 @@ class UnitMasks:
 
     @torch.no_grad()
     def offer(self) -> None:
-        """Give dead hidden units their initial inputs back, so that growth can tell them apart.
+        """Give dead units their initial inputs back, so that growth can tell them apart.
 
-        With zeros on both sides of such a unit neither has a gradient, and it could never learn.
+        With zeros on both sides of a hidden unit neither has a gradient, and it could never learn.
         Nothing reads it yet, so the network computes what it did; but with ``gate_norm`` the gate's
-        mean and variance take the unit in.
+        mean and variance take the unit in. A linear layer's row may be read by a ReLU, which has no
+        slope at 0: a faint copy of its inputs opens it and changes next to nothing.
         """
         for units, alive in zip(self.families, self._by_family(self.alive), strict=True):
-            dead = torch.nonzero(~alive).flatten()
-            for name, offset in units.rows if units.hidden else []:
+            dead, share = torch.nonzero(~alive).flatten(), _offered(units)
+            for name, offset in units.rows if share else []:
                 places = (dead + offset).to(self._rows[name].device)
-                self._rows[name][places] = self.initial[name][places]
+                self._rows[name][places] = share * self.initial[name][places]
 
     def random(self, generator: torch.Generator) -> Tensor:
         """Draw a score for every unit."""
-        return torch.rand(len(self.alive), generator=generator)
+        return torch.rand(len(self.alive), generator=generator, device=generator.device)
 
     def prune(self, scores: Tensor, density: float) -> None:
         """Kill the units with the smallest scores until the weights' density is ``density``.
@@ -110,7 +116,7 @@ class UnitMasks:
             self.initial[name].copy_(initial)
 
     def _family_scores(self, units: Units, weights: dict[str, Tensor]) -> Tensor:
-        total, owned = torch.zeros(units.count), 0
+        total, owned = torch.zeros(units.count, device="cpu"), 0
         for name, offset in units.rows:
             if name in weights:  # a bias has no score
                 rows = weights[name].flatten(1)[offset : offset + units.count]
@@ -148,3 +154,10 @@ class UnitMasks:
 
     def _by_family(self, flat: Tensor) -> list[Tensor]:
         return list(torch.split_with_sizes(flat, [units.count for units in self.families]))
+
+
+def _offered(units: Units) -> float:
+    """Return what share of their initial inputs dead units of a family are offered."""
+    if units.hidden:
+        return 1.0
+    return 0.0 if units.columns else FAINT  # a state unit learns by itself: its gates are open

@@ -5,7 +5,6 @@ On Jetson boards and Apple's chips, which have no RAPL, energy comes by Zeus: th
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
 import platform
@@ -22,7 +21,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpsearch.profiling import API_VERSION, DeviceFacts, arguments_on, arrays_of, stored_bytes
+from gpsearch.profiling import (
+    API_VERSION,
+    DeviceFacts,
+    arguments_on,
+    arrays_of,
+    copied,
+    kernels_in_use,
+    stored_bytes,
+)
 from gpsearch.profiling.rapl import Meter, Sources
 from gpsearch.profiling.zeus import Chip
 
@@ -65,7 +72,7 @@ class CpuProfiler:
 
     def load(self, model: nn.Module, example: tuple[Any, ...]) -> Handle:
         """Copy the model and its arguments to the processor, in evaluation mode."""
-        return copy.deepcopy(model).cpu().eval(), arguments_on("cpu", example)
+        return copied(model).cpu().eval(), arguments_on("cpu", example)
 
     def run(self, handles: Sequence[Handle], schedule: Sequence[int]) -> list[float]:
         """Time one call after the other."""
@@ -162,6 +169,7 @@ def _fingerprint(threads: int) -> dict[str, str]:
         "threads": str(threads),
         "governor": _text(_GOVERNOR) or "unknown",
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        "kernels in C": kernels_in_use(),
         "system": f"{platform.system()} {platform.release()}",
         "torch": torch.__version__,
     }

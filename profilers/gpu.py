@@ -11,7 +11,6 @@ run on a GPU yet, since none was at hand.
 
 from __future__ import annotations
 
-import copy
 import os
 import platform
 import re
@@ -29,6 +28,7 @@ from gpsearch.profiling import (
     DeviceFacts,
     arguments_on,
     arrays_of,
+    copied,
     stored_bytes,
     waiting,
 )
@@ -105,8 +105,8 @@ class GpuProfiler:
     def load(self, model: nn.Module, example: tuple[Any, ...]) -> Handle:
         """Copy the model and its arguments to the device, in evaluation mode."""
         device = self._device()
-        copied = copy.deepcopy(model).to(device).eval()
-        return copied, arguments_on(device, example)
+        own = copied(model).to(device).eval()
+        return own, arguments_on(device, example)
 
     def run(self, handles: Sequence[Handle], schedule: Sequence[int]) -> list[float]:
         """Time one call after the other, each until its output is there."""

@@ -5,7 +5,6 @@ The time loop of an H-LSTM is unrolled in it: exporting takes a minute for a few
 
 from __future__ import annotations
 
-import copy
 import io
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from gpsearch.errors import Unsupported
-from gpsearch.profiling import API_VERSION, DeviceFacts, arguments_on, machine, seconds_of
+from gpsearch.profiling import API_VERSION, DeviceFacts, arguments_on, copied, machine, seconds_of
 
 Handle = Callable[[], Any]
 """One call."""
@@ -50,7 +49,7 @@ class Pt2Profiler:
         Raises:
             Unsupported: torch.export cannot export it.
         """
-        model, arguments = copy.deepcopy(model).cpu().eval(), arguments_on("cpu", example)
+        model, arguments = copied(model).cpu().eval(), arguments_on("cpu", example)
         loaded = _through_pt2(model, arguments)
         with torch.inference_mode():
             found, wanted = loaded(*arguments), model(*arguments)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import decode, others, stability, train, trial
+from benchmarks import accuracy, decode, masks, others, stability, train, trial
 from benchmarks.__main__ import COMMANDS, main
 from benchmarks.interleaved import Ratio, Timings, interleave
 from benchmarks.layers import thinned
@@ -318,8 +318,49 @@ def test_readings_are_drawn_and_described_without_measuring(tmp_path, capsys):
 
     main(["stability", "--table", "--out", str(tmp_path)])
 
-    assert "CV of ratio" in (tmp_path / "stability.txt").read_text()
+    told = (tmp_path / "stability.txt").read_text()
+    assert "CV of ratio" in told
+    assert "processor:" not in told  # on which machine is not known
     assert (tmp_path / "stability.png").stat().st_size > 1000
+
+
+def test_a_table_names_the_machine_of_its_readings_and_no_other(tmp_path, capsys):
+    for row in STABLE:
+        append_row(tmp_path / "stability.csv", row)
+    theirs = "Stability\n\nwanted:        calm\nprocessor:     an abacus\ntorch:         0.1: old"
+    (tmp_path / "stability.txt").write_text(theirs)
+
+    main(["stability", "--table", "--out", str(tmp_path)])
+
+    told = (tmp_path / "stability.txt").read_text()
+    assert "processor:     an abacus\ntorch:         0.1: old\n\nwhat" in told
+    assert "cores:" not in told
+
+
+# Accuracy and masks
+
+
+def test_runs_of_other_epochs_are_in_no_table(tmp_path):
+    for epochs, seed, wer in ((40, 0, 0.1), (40, 1, 0.2), (10, 0, 0.9), (10, 0, 0.05)):
+        append_row(
+            tmp_path / "an4.csv",
+            {"arm": "lstm-dense", "seed": seed, "dropout": 0.1, "epochs": epochs, "weights": 9,
+             "nonzeros": 9, "cpu_minutes": 1, "dev_wer": wer, "test_wer": wer},
+        )  # fmt: skip
+
+    told = accuracy.table(tmp_path / "an4.csv", 40).splitlines()[2:]
+
+    assert told == ["| lstm-dense | 9 | 9 | 0.1 | 2 | 1.0 (1.0-1.0) | 15.0 (10.0-20.0) "
+                    "| 15.0 (10.0-20.0) |"]  # fmt: skip
+
+
+def test_ratios_of_masks_are_told_with_an_interval_that_knows_their_order():
+    drifting = [1 + i / 1000 for i in range(100)]
+    mixed = [drifting[37 * i % 100] for i in range(100)]
+
+    assert masks.summary(mixed) == "1.0495 [1.0390, 1.0600], middle half 1.024 to 1.075"
+    assert masks.summary(drifting) == "1.0495 [1.0000, 1.0990], middle half 1.024 to 1.075"
+    assert "too few for an interval" in masks.summary([1.0, 1.1])
 
 
 # The door

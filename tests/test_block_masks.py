@@ -53,6 +53,13 @@ def test_the_blocks_with_the_smallest_weights_sleep():
     assert masks["weight"].int().tolist() == [[0, 0]] * 4 + [[1, 1]] * 4
 
 
+def test_scores_are_drawn_wherever_tensors_are_made_by_default():
+    blocks, masks = masks_of(nn.Linear(3, 8), "4x4")
+    with torch.device("meta"):
+        scores = blocks.random(torch.Generator())
+    assert scores.device == masks["weight"].device
+
+
 def test_the_dormant_blocks_with_the_largest_scores_wake():
     model = nn.Linear(3, 8, bias=False)
     blocks, masks = masks_of(model, "8x1")

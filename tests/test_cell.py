@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,8 @@ from torch.nn.utils import prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from gpsearch.cell import HLSTM, HLSTMCell
+from gpsearch.compact import compact
+from gpsearch.deploy import load_model, save_model
 from gpsearch.errors import UserError
 from gpsearch.kernels.native import native
 from gpsearch.kernels.sparse import kernels_for_sparse
@@ -196,6 +200,34 @@ def test_lengths_that_are_no_integers_are_refused(lengths: Tensor, formats: dict
         model._run(torch.randn(3, 2, 4), None, lengths)  # forward's types refuse them in tests
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous")
+@pytest.mark.parametrize("training", [True, False])
+def test_flat_gates_have_the_gradients_of_padded_sequences_on_a_gpu(training: bool) -> None:
+    model, x = HLSTM(4, 3, bidirectional=True, gate_hidden=()).train(training), torch.randn(6, 5, 4)
+    wanted = results(model, x.clone(), lengths=LENGTHS)
+    found = results(model.cuda(), x.cuda(), lengths=LENGTHS)
+    for one, other in zip(found, wanted, strict=True):  # cuDNN rounds what it multiplies
+        torch.testing.assert_close(one.cpu(), other, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_state_of_another_type_is_torchs_error_with_flat_gates_too(dtype: torch.dtype) -> None:
+    model, state = HLSTM(4, 3, gate_hidden=()), torch.randn(1, 5, 3, dtype=dtype)
+    with pytest.raises(RuntimeError, match="dtype"):
+        model(torch.randn(6, 5, 4), (state, state), lengths=LENGTHS)
+
+
+def test_autocast_takes_a_narrower_state_with_flat_gates_too() -> None:
+    model, x, state = HLSTM(4, 3, gate_hidden=()), torch.randn(6, 5, 4), torch.randn(1, 5, 3)
+    wanted, _ = model(x, (state, state), lengths=LENGTHS)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = model(x, (state.bfloat16(), state.bfloat16()), lengths=LENGTHS)
+    torch.testing.assert_close(found.float(), wanted, rtol=0.02, atol=0.02)
+
+
 def test_padding_has_no_gradient() -> None:
     model, x = HLSTM(4, 3, bidirectional=True, gate_hidden=(2,)), torch.randn(6, 5, 4)
     gradient = results(model, x, lengths=LENGTHS)[3]
@@ -367,6 +399,15 @@ def test_a_cells_gates_put_together_once_do_for_all_its_steps(options: dict[str,
         torch.testing.assert_close(same, state)
 
 
+def test_replicas_of_data_parallel_draw_their_dropout() -> None:
+    model = HLSTM(4, 3, gate_hidden=(8,), gate_dropout=0.5)
+    replica = model._replicate_for_data_parallel()
+    for name, parameter in model.named_parameters():
+        setattr(replica, name, parameter * 1)  # on a replica weights are plain attributes
+    x = torch.randn(6, 5, 4)
+    assert not torch.equal(replica(x)[0], replica(x)[0])
+
+
 def test_dropout_is_off_in_evaluation() -> None:
     model = HLSTM(4, 3, 2, dropout=0.5, gate_hidden=(8,), gate_dropout=0.5)
     x = torch.randn(6, 5, 4)
@@ -411,11 +452,32 @@ def test_torch_may_prune_any_parameter(name: str) -> None:
         ({"gate_dropout": 1.5}, "gate_dropout=1.5"),
         ({"num_layers": 0}, "num_layers=0"),
         ({"dropout": -1.0}, "dropout=-1.0"),
+        ({"proj_size": 2}, "proj_size=2 has no H-LSTM; use proj_size=0"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         HLSTM(**{"input_size": 3, "hidden_size": 2, **options})
+
+
+def test_arguments_stand_where_those_of_torch_s_lstm_do() -> None:
+    given: Any = (3, 4, 2, False, True, 0.5, True, 0, "meta", torch.float64)
+    lstm, model = nn.LSTM(*given), HLSTM(*given, gate_hidden=())
+    assert {n: (p.shape, p.device, p.dtype) for n, p in model.named_parameters()} == {
+        n: (p.shape, p.device, p.dtype) for n, p in lstm.named_parameters()
+    }
+    assert (model.dropout, model.proj_size) == (lstm.dropout, lstm.proj_size)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("kind", [HLSTM, HLSTMCell])
+def test_sizes_may_be_numpys(kind: Any, tmp_path: Path) -> None:
+    sizes = np.arange(6)
+    model = kind(sizes[3], sizes[4], gate_hidden=[sizes[5], 2])
+    save_model(compact(model), tmp_path / "model.pt")
+    assert load_model(tmp_path / "model.pt").gate_hidden == (5, 2)
+    with pytest.raises(UserError, match=r"hidden_size=4\.5 should be a whole number"):
+        kind(3, 4.5)
 
 
 def test_projection_is_refused() -> None:
@@ -477,6 +539,15 @@ def test_with_masks_the_awake_weights_get_the_gradients_they_had(
         assert not any(grads[name][~mask].any() for name, mask in masks.items())
     hlstm.use_masks({})
     assert all(torch.equal(a, b) for a, b in zip(dense, run(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["weight_hh_l0", "weight_ih_l1_reverse"])
+def test_where_weights_are_computed_masks_are_not_told(name: str) -> None:
+    model = HLSTM(3, 4, num_layers=2, bidirectional=True, gate_hidden=())
+    prune.random_unstructured(model, name, 0.5)
+    for masks in {}, {"weight_hh_l1": torch.zeros(16, 4, dtype=torch.bool)}:
+        model.use_masks(masks)
+        assert model._patterns == {}
 
 
 @pytest.mark.parametrize("gate_hidden", [(), (12,)])

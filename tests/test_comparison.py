@@ -95,6 +95,20 @@ def test_latencies_are_ranked_by_the_paired_ratio_too(tmp_path: Path) -> None:
     assert found.values(RATIO).tolist() == [[1, 1], [0.75, 1.25], [0.5, 0.5], [1.25, 0.25]]
 
 
+def test_latencies_are_compared_at_one_speed(tmp_path: Path) -> None:
+    """B's last trial was measured while the machine took twice as long."""
+    a = results(tmp_path / "a", A)
+    quiet, disturbed = (results(tmp_path / name, B) for name in ("b", "c"))
+    for one in (quiet, disturbed):
+        for row in one.rows:
+            row |= {"latency_reference_s": 4e-3, "latency_slowdown": 1.0}
+    disturbed.rows[3].update(latency_s=2e-3, latency_reference_s=8e-3, latency_slowdown=2.0)
+    found, spared = Comparison.of(a, disturbed), Comparison.of(a, quiet)
+    latency = found.goals[1]
+    assert found.values(latency).tolist() == spared.values(latency).tolist()
+    assert found.hypervolumes() == pytest.approx(spared.hypervolumes())
+
+
 def test_ratios_to_other_networks_of_one_name_do_not_compare(tmp_path: Path) -> None:
     other = results(tmp_path / "b", B, widths=(96, 16, 24, 32))
     found = Comparison.of(results(tmp_path / "a", A), other)

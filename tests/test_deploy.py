@@ -3,7 +3,9 @@ import torch
 from torch import nn
 
 from gpsearch.deploy import (
+    at_least,
     columns,
+    lacking,
     load_model,
     read_costs,
     reference_model,
@@ -12,6 +14,8 @@ from gpsearch.deploy import (
     untrained,
 )
 from gpsearch.errors import UserError
+from gpsearch.objectives import objectives
+from gpsearch.profiling import Quantity, Reading
 from gpsearch.quantize import quantize_weights
 from gpsearch.space import Space
 from tests.toy import ToyDevice, ToyTask
@@ -29,6 +33,37 @@ def test_a_reading_has_every_cost():
     assert row["latency_lo_s"] <= row["latency_s"] <= row["latency_hi_s"]
     assert row["latency_ratio"] == 1
     assert {"flops_dense", "flops_effective", "weight_bytes", "energy_j"} <= row.keys()
+
+
+def test_a_glance_is_taken_for_the_least_that_it_may_mean():
+    glance = Reading(
+        {
+            "latency_s": Quantity(9e-3, "s", "measured", n=7),
+            "latency_ratio": Quantity(2.0, "1", "measured", (1.5, 2.5), 7),
+            "latency_reference_s": Quantity(5e-3, "s", "measured", n=7),
+            "energy_j": Quantity(0.09, "J", "estimated", reason="10 W"),
+            "params": Quantity(7, "1", "analytic"),
+        },
+        stable=False,
+    )
+    usual = at_least(glance, 4e-3)
+    assert usual == {
+        "latency_s": pytest.approx(6e-3),
+        "energy_j": pytest.approx(0.06),
+        "energy_kind": "estimated",
+        "params": 7,
+    }
+    assert at_least(glance, None)["latency_s"] == pytest.approx(7.5e-3)
+
+
+def test_what_an_objective_lacks_is_told_with_the_reason():
+    joules = Quantity.unavailable("J", "the GPU was in use")
+    reading = Reading({"energy_j": joules}, stable=True)
+    assert lacking(reading, objectives("error,energy")) == (
+        "no measured energy: the GPU was in use"
+    )
+    assert lacking(reading, objectives("error,flops")) == "no analytic flops: not measured"
+    assert lacking(reading, ()) is None
 
 
 def test_the_reference_is_the_first_baseline_and_always_the_same():

@@ -70,3 +70,10 @@ def test_the_ends_of_the_range_are_torch_s_own() -> None:
     for make in (Dropout, lambda p: dropout(torch.ones(1), p)):
         with pytest.raises(ValueError, match="probability"):
             make(1.5)
+
+
+def test_elements_fall_where_they_are_wherever_tensors_are_made_by_default() -> None:
+    x = torch.ones(9)
+    with torch.device("meta"):
+        dropped = dropout(x, 0.5)
+    assert dropped.device == x.device

@@ -395,7 +395,7 @@ def test_other_processes_are_flagged_on_the_latency_too(tmp_path: Path) -> None:
     device = Shared()
     reading = measure(device, FakeModel(0.002), (), host=device.host(tmp_path))
     assert reading.flags == [
-        "measured twice, since the first reading was unstable",
+        "measured twice, since the first reading was doubtful",
         "1 other process(es) on the board (of 4711)",
     ]
 

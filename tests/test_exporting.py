@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from gpsearch import HLSTM, HLSTMCell, UserError, compact
 from gpsearch.candidate import Architecture
@@ -189,3 +190,66 @@ def test_weights_are_packed_at_multiples_of_16_bytes_and_named_by_what_they_hold
     assert len(data) == 32
     assert checksum(data) == checksum(bytes(data))
     assert checksum(data) != checksum(data[1:])
+
+
+class Accumulating(nn.Module):
+    """Sums up in what the model itself has made."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        total, product, apart = x.new_zeros(3), torch.full((3,), 2.0), torch.zeros(3)
+        for row in x:
+            total += row
+            product.mul_(row)
+        torch.sub(apart, total, out=apart)
+        return total, product, apart
+
+
+def test_what_a_model_sums_up_starts_from_what_it_was() -> None:
+    model, other = Accumulating(), torch.randn(4, 3)
+    program = exported(model, (torch.randn(4, 3),))
+    found = InNumpy(program.text, program.weights).run(other.numpy())
+    torch.testing.assert_close([*map(torch.from_numpy, found)], [*model(other)])
+
+
+class Partly(nn.Module):
+    """Writes into a part of what it uses as a whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = x.new_zeros(2, 3)
+        whole[0].add_(x)
+        return whole.sum(0)
+
+
+def test_what_was_written_by_way_of_a_part_is_no_constant() -> None:
+    with pytest.raises(UserError, match="overwrites a value that it uses again"):
+        exported(Partly(), (torch.randn(3),))
+
+
+class Reducing(nn.Module):
+    """Names axes as numpy does."""
+
+    def forward(self, x: Any) -> tuple[Tensor, ...]:
+        stack: Any = torch.stack
+        twice = stack([x, x], axis=1)
+        rest = x - x.sum(dim=())
+        return twice.sum(axis=0), x.mean(axis=1, keepdims=True), x.amax(axis=0), rest
+
+
+def test_axes_may_be_named_as_in_numpy() -> None:
+    assert in_numpy(Reducing(), torch.randn(3, 4)) <= 1e-5
+
+
+class Into(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sum(x, 0, out=torch.empty(4))
+
+
+def test_an_argument_that_is_not_known_is_named() -> None:
+    with pytest.raises(UserError, match=r"torch\.sum got an unexpected keyword argument 'out'"):
+        exported(Into(), (torch.randn(3, 4),))
+
+
+def test_a_model_that_torch_has_pruned_can_be_exported() -> None:
+    layer = HLSTM(3, 6, gate_hidden=(4,))
+    prune.random_unstructured(layer, "weight_gate_hh_l0", 0.5)
+    assert in_numpy(layer, torch.randn(5, 2, 3)) <= 1e-5

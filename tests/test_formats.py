@@ -175,3 +175,12 @@ def test_torch_is_held_against_the_kernels_on_one_sequence(batch_first):
     choose(Watched(3, 4, batch_first=batch_first).eval())
 
     assert seen == {(1, 64, 3) if batch_first else (64, 1, 3)}
+
+
+@needs_kernels
+def test_an_lstm_that_stands_in_two_places_is_one_module_still():
+    lstm = thinned(nn.LSTM(64, 96), 0.05)
+
+    small: Any = compact(nn.ModuleDict({"first": lstm, "second": nn.Sequential(lstm)}))
+
+    assert small["first"] is small["second"][0]

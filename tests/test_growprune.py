@@ -452,6 +452,31 @@ class TestWholeUnits:
         readers = model.get_parameter("weight_gate1_l0").view(4, 8, 8).transpose(1, 2)
         assert readers.reshape(32, 8)[woken].any(1).all()
 
+    def test_a_woken_row_learns_though_a_relu_reads_it(self):
+        torch.manual_seed(0)
+        first = nn.Linear(6, 16)
+        model = nn.Sequential(first, nn.ReLU(), nn.Linear(16, 2))
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        schedule = GP(
+            structure="row_column", seed_density=0.3, grow_start=0.5, grow_end=0.5,
+            prune_start=0.9, prune_end=0.9,
+        )  # fmt: skip
+        masks = GrowPrune(model, optimizer, schedule, 4)
+        before = masks.masks["0.bias"].clone()
+        x, wanted = torch.randn(64, 6), torch.randn(64, 2)
+
+        def loss():
+            yield (model(x) - wanted).square().mean()
+
+        for epoch in range(3):
+            masks.update(epoch, loss)
+            step(model, optimizer, loss)
+
+        woken = masks.masks["0.bias"] & ~before
+        assert woken.any()
+        grown = first.weight.detach()[woken].abs().amax(1)
+        assert (grown > 0.005).all(), "a step of Adam, where there is a gradient"
+
 
 def test_a_sketch_has_the_final_density_before_any_training():
     model = sketch(nn.LSTM(10, 10), GP(final_density=0.15))

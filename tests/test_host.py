@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gpsearch.errors import UserError
 from gpsearch.profiling import Host, measure
 from tests.fakes import FakeDevice, FakeModel
 
@@ -81,7 +85,7 @@ class Stressed(FakeDevice):
 def test_a_busy_machine_costs_a_second_attempt_after_a_wait(tmp_path: Path) -> None:
     device = Stressed(tmp_path, until_s=2.0)
     reading = measure(device, FakeModel(0.002), (), host=device.host(tmp_path))
-    assert reading.flags == ["measured twice, since the first reading was unstable"]
+    assert reading.flags == ["measured twice, since the first reading was doubtful"]
     assert device.clock_s > 3
 
 
@@ -172,6 +176,64 @@ def test_a_killed_measurement_lets_trainings_go_on(tmp_path: Path) -> None:
         pause()
         assert held(tmp_path, "here-room")
     assert (tmp_path / "log").read_text().split() == ["begin"]
+
+
+@pytest.mark.parametrize("what", ["alone_on", "sharing"])
+def test_who_waits_for_a_stopped_measurement_says_so_once_and_gives_up(
+    tmp_path: Path, what: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    measuring = worker(tmp_path, "measures for ever")
+    wait_for(tmp_path / "log")
+    measuring.send_signal(signal.SIGSTOP)
+    host = Host(locks=tmp_path, silence_s=0.05, queue_s=0.2)
+    who = rf"(process {measuring.pid} \(stopped\)|another process), which measures"
+    mend = rf"waited 0\.2 s for {who}; end it, or .*`fg`"
+    with pytest.raises(UserError, match=mend), getattr(host, what)():
+        raise AssertionError("it came in")
+    assert re.fullmatch(rf"gpsearch: waiting for {who}\n", capfd.readouterr().err)
+    measuring.kill()
+    measuring.wait()
+    with getattr(host, what)():
+        assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("state", "who"),
+    [("T (stopped)", "process 4711 (stopped)"), ("S (sleeping)", "process 4711"), ("", "another")],
+)
+def test_who_has_a_lock_is_named_where_the_system_tells(
+    tmp_path: Path, state: str, who: str
+) -> None:
+    lock = tmp_path / "gpsearch-here-door.lock"
+    lock.touch()
+    device, number = lock.stat().st_dev, lock.stat().st_ino
+    place = f"{os.major(device):02x}:{os.minor(device):02x}:{number}"
+    (tmp_path / "locks").write_text(
+        f"1: FLOCK  ADVISORY  WRITE 17 {place}0 0 EOF\n"
+        f"2: FLOCK  ADVISORY  WRITE {4711 if state else '?'} {place} 0 EOF\n"
+        f"2: -> FLOCK  ADVISORY  READ 18 {place} 0 EOF\n"
+    )
+    (tmp_path / "4711").mkdir()
+    (tmp_path / "4711" / "status").write_text(f"Name:\tpython\nState:\t{state}\n")
+    host = Host(proc=tmp_path, locks=tmp_path, silence_s=0.01, queue_s=0.02)
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=re.escape(f"for {who}")), host.alone_on():
+            raise AssertionError("it came in")
+
+
+def test_who_is_let_in_after_a_wait_goes_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    measuring = worker(tmp_path, "measures")
+    wait_for(tmp_path / "log")
+    with Host(locks=tmp_path, silence_s=0.01).alone_on() as doubts:
+        assert (tmp_path / "log").read_text().split() == ["begin", "end"]
+        assert doubts == []
+        assert held(tmp_path, "here-door")
+    assert not held(tmp_path, "here-door")
+    assert measuring.wait(60) == 0
+    assert capfd.readouterr().err.count("waiting for") == 1
 
 
 def test_a_training_that_is_stopped_does_not_stop_a_measurement_for_ever(tmp_path: Path) -> None:

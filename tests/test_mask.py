@@ -42,6 +42,12 @@ def test_the_largest_random_scores_connect_as_many_neurons_as_they_can(rows, col
     assert mask.any(0).sum() == min(count, columns)
 
 
+def test_what_is_drawn_lies_with_its_generator_wherever_tensors_are_made_by_default():
+    with torch.device("meta"):
+        score = connecting(3, 4, torch.Generator().manual_seed(0))
+    assert torch.equal(score, connecting(3, 4, torch.Generator().manual_seed(0)))
+
+
 @given(st.lists(st.integers(1, 50), min_size=1), st.floats(0, 1))
 def test_shares_add_up_exactly(sizes, density):
     counts = shares(sizes, density)

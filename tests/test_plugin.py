@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from typer.testing import CliRunner
 
 from gpsearch.cli import app
 from gpsearch.errors import UserError
+from gpsearch.profiling import find
 from gpsearch.testing import template
+from gpsearch.testing.bench import Bench
+from gpsearch.testing.checks import CHECKS
 
 
 def test_new_writes_a_package_and_says_what_comes_next(
@@ -44,6 +48,21 @@ def test_a_name_is_given_once(tmp_path: Path, kind: str, name: str, said: str) -
     with pytest.raises(UserError, match=said):
         template.write(kind, name, tmp_path / "d")
     assert not (tmp_path / "d").exists()
+
+
+def test_a_device_in_a_file_may_import_what_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template.write("profiler", "demo", tmp_path / "demo")
+    path = tmp_path / "demo" / "gpsearch_demo.py"
+    path.write_text(f"import demo_wiring\n{path.read_text()}")
+    path.with_name("demo_wiring.py").write_text("PINS = 3\n")
+    monkeypatch.chdir(tmp_path)
+    before = [*sys.path]
+    device = find("demo/gpsearch_demo.py:DemoProfiler")
+    assert sys.path == before
+    assert sys.modules[type(device).__module__].demo_wiring.PINS == 3
+    CHECKS["import_has_no_side_effects"].run(Bench(device))  # in a process of its own
 
 
 def test_check_fails_on_a_profiler_that_breaks_the_contract_and_says_why() -> None:

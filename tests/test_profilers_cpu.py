@@ -13,6 +13,7 @@ from gpsearch.profilers.cpu import CpuProfiler  # type: ignore[import-not-found]
 from torch import nn
 
 from gpsearch.cell import HLSTMCell
+from gpsearch.kernels.native import available, description, native
 from gpsearch.profiling import Host, check, measure, stored_bytes
 from gpsearch.profiling.rapl import PerfEvents, Sources, Surroundings
 from gpsearch.testing import ProfilerConformance
@@ -44,6 +45,22 @@ def test_the_fingerprint_names_all_that_speed_depends_on() -> None:
     assert fingerprint["threads"] == "2"
     assert fingerprint["torch"] == torch.__version__
     assert all(fingerprint.values())
+    kernels = fingerprint["kernels in C"]
+    assert description().startswith(kernels) if native() else kernels == "none"
+
+
+@pytest.mark.parametrize("chosen", ["off", "portable"])
+def test_other_kernels_make_another_fingerprint(
+    chosen: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = CpuProfiler().probe().fingerprint
+    request.addfinalizer(native.cache_clear)
+    monkeypatch.setenv("GPSEARCH_KERNELS", chosen)
+    if chosen != "off" and chosen not in available():
+        pytest.skip("the kernels were not built")
+    native.cache_clear()
+    kernels = {"off": "none"}.get(chosen, chosen)
+    assert CpuProfiler().probe().fingerprint == {**usual, "kernels in C": kernels}
 
 
 def test_models_run_in_the_given_order_as_copies_in_evaluation_mode() -> None:

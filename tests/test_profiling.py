@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpsearch.errors import UserError
+from gpsearch.errors import Unsupported, UserError
 from gpsearch.profiling import (
     DeviceFacts,
     DeviceProfiler,
@@ -22,6 +22,7 @@ from gpsearch.profiling import (
     Quantity,
     Reading,
     check,
+    closing,
     devices,
     facts_of,
     find,
@@ -202,7 +203,7 @@ def test_a_drifting_device_is_flagged_after_a_second_attempt(tmp_path: Path) -> 
     throttling = FakeDevice(slowdown=lambda call: 1 + call / 1000)
     reading = read(throttling, tmp_path)
     assert not reading.stable
-    assert reading.flags[0] == "measured twice, since the first reading was unstable"
+    assert reading.flags[0] == "measured twice, since the first reading was doubtful"
     assert "speed drifted by +" in reading.flags[1]
 
 
@@ -210,7 +211,7 @@ def test_a_passing_disturbance_costs_a_second_attempt_only(tmp_path: Path) -> No
     disturbed = FakeDevice(slowdown=lambda call: 2.0 if 520 < call < 720 else 1.0)
     reading = read(disturbed, tmp_path)
     assert reading.stable
-    assert reading.flags == ["measured twice, since the first reading was unstable"]
+    assert reading.flags == ["measured twice, since the first reading was doubtful"]
     assert reading["latency_s"].value == pytest.approx(0.002)
 
 
@@ -415,6 +416,62 @@ def test_a_run_that_fails_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"profiler Failing: KeyError: .*no such.*bus") as raised:
         read(Failing(), tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def method(*arguments: object) -> Any:
+        raise error
+
+    return method
+
+
+@pytest.mark.parametrize("method", ["load", "run", "disturbances", "close"])
+@pytest.mark.parametrize(
+    ("error", "kind", "line"),
+    [
+        (KeyError("bus"), RuntimeError, "profiler FakeDevice: KeyError: 'bus'"),
+        (SystemExit(0), RuntimeError, "profiler FakeDevice: SystemExit: 0"),
+        (Unsupported("too large"), Unsupported, "unsupported: too large"),
+        (OSError("unplugged"), OSError, "unplugged"),
+        (RuntimeError("out of memory"), RuntimeError, "out of memory"),
+        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    ],
+)
+def test_what_a_profiler_raises_is_told_in_one_line(
+    tmp_path: Path, method: str, error: BaseException, kind: type[BaseException], line: str
+) -> None:
+    device = FakeDevice()
+    setattr(device, method, raising(error))
+    with pytest.raises(kind) as raised, closing(device):
+        read(device, tmp_path)
+    assert (raised.type, str(raised.value)) == (kind, line)
+
+
+def test_a_counter_s_failure_costs_the_energy_alone(tmp_path: Path) -> None:
+    class Failing(FakeDevice):
+        def read_energy(self) -> tuple[float, float]:
+            raise AttributeError("no such clock")
+
+    reading = read(Failing(), tmp_path, energy=True)
+    assert reading["energy_j"].reason == "counter: profiler Failing: AttributeError: no such clock"
+    assert reading["latency_s"].value == 0.002
+
+
+def test_a_profiler_that_cannot_be_closed_hides_no_other_failure() -> None:
+    device = FakeDevice()
+    device.close = raising(KeyError("no bus"))  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="the first"), closing(device):
+        raise UserError("the first")
+
+
+def test_a_disturbed_reading_is_flagged_and_stable(tmp_path: Path) -> None:
+    class Shared(FakeDevice):
+        def disturbances(self) -> Sequence[str]:
+            return ["somebody else computes there"]
+
+    reading = read(Shared(), tmp_path)
+    assert reading.stable
+    assert "somebody else computes there" in reading.flags
 
 
 @pytest.mark.usefixtures("untyped")

@@ -23,6 +23,7 @@ from gpsearch.report.picture import (
     points,
     staircase,
 )
+from gpsearch.report.tables import cost_text
 from gpsearch.schedule import GMP, GP
 from gpsearch.study import Row
 
@@ -219,6 +220,31 @@ def test_pareto_csv_and_json_hold_the_front_with_its_ratios(tmp_path: Path) -> N
     assert table["trial"].tolist() == [0, 2, 3]
     assert table["params_nonzero_fewer"].tolist() == [1, 20, 40]
     assert table["on_front"].all()
+
+
+def test_what_the_last_reading_could_not_tell_is_the_search_s(tmp_path: Path) -> None:
+    rows = [*ROWS[:2], ROWS[2] | {"energy_j": 0.02, "power_avg_w": 20.0}, *ROWS[3:]]
+    last = {"latency_s": 1.1e-3, "energy_j": None, "power_avg_w": 22.0}
+    found = dataclasses.replace(results(tmp_path), rows=rows, finals={2: last})
+    assert {name: found.row(2)[name] for name in last} == {
+        "latency_s": 1.1e-3, "energy_j": 0.02, "power_avg_w": 22.0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ms", "half_width", "text"),
+    [
+        (1.234, 0.02, "1.23 ±0.02"),
+        (300, 12, "300 ±12"),
+        (1234, 200, "1,234 ±200"),
+        (999.7, None, "1,000"),
+    ],
+)
+def test_large_costs_have_no_exponent(ms: float, half_width: float | None, text: str) -> None:
+    row: Row = {"latency_s": ms / 1e3}
+    if half_width:
+        row |= {"latency_lo_s": (ms - half_width) / 1e3, "latency_hi_s": (ms + half_width) / 1e3}
+    assert cost_text(row, OBJECTIVES["latency"]) == text
 
 
 def test_the_printed_csv_and_json_are_those_of_the_files(tmp_path: Path) -> None:

@@ -228,6 +228,61 @@ def test_finished_trials_keep_their_objectives(tmp_path):
         Study(study.folder).refuse_changes()
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (15.0, 0.0, "was estimated at 15 W, and would now be measured"),
+        (15.0, 30.0, "was estimated at 15 W, and would now be estimated at 30 W"),
+        (0.0, 15.0, "was measured, and would now be estimated at 15 W"),
+    ],
+)
+def test_finished_trials_keep_the_way_to_their_energy(tmp_path, before, after, told):
+    study = a_study(tmp_path / "s", objectives="error,energy", estimate_energy=before)
+    kind = "estimated" if before else "measured"
+    add(study, latency_s=0.002, energy_j=0.03, energy_kind=kind)
+    study.refuse_changes()
+    config = study.folder / "config.toml"
+    config.write_text(
+        config.read_text().replace(f"estimate_energy = {before}", f"estimate_energy = {after}")
+    )
+    with pytest.raises(UserError, match=told):
+        Study(study.folder).refuse_changes()
+
+
+def test_a_reference_is_compared_with_readings_of_its_own_device(tmp_path):
+    study = a_study(tmp_path / "s")
+    for number, (seconds, clock) in enumerate([(4e-3, "1 GHz"), (6e-3, "1 GHz"), (1e-3, "5 GHz")]):
+        add(study, latency_reference_s=seconds)
+        reading = {"fingerprint": {"clock": clock}}
+        (study.trial_folder(number) / "reading.json").write_text(json.dumps(reading))
+
+    assert study.reference_s({"clock": "1 GHz"}) == 5e-3
+    assert study.reference_s({"clock": "5 GHz"}) == 1e-3
+    assert study.reference_s({"clock": "3 GHz"}) is None
+
+
+def test_slowdowns_are_against_the_first_reading(tmp_path):
+    study = a_study(tmp_path / "s")
+    costs = {"latency_s": 4e-3, "latency_ratio": 0.5, "latency_reference_s": 8e-3}
+    assert study.slowdown(costs) == {"latency_slowdown": 1}
+    add(study, latency_slowdown=1, latency_reference_s=4e-3)
+    assert study.slowdown(costs) == {"latency_slowdown": 2}
+    assert study.slowdown({"latency_s": 4e-3}) == {"latency_slowdown": None}
+
+
+def test_a_study_that_began_without_slowdowns_goes_on_without(tmp_path):
+    study = a_study(tmp_path / "s")
+    add(study, latency_reference_s=4e-3)
+    assert study.slowdown({"latency_s": 4e-3, "latency_ratio": 0.5}) == {}
+
+
+@pytest.mark.parametrize("name", ["what?", "50%", "{a}"])
+def test_a_name_that_no_database_can_have_is_refused_before_anything_is_made(tmp_path, name):
+    with pytest.raises(UserError, match="in its name cannot hold a study; give another --out"):
+        a_study(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
 def test_a_space_may_have_wider_ranges_but_no_other_choices(tmp_path):
     study = a_study(tmp_path / "s")
     for _ in range(3):

@@ -7,19 +7,24 @@ import re
 import time
 from collections import Counter
 from pathlib import Path
+from runpy import run_path
+from typing import Any
 
 import pytest
+import torch
 
+from gpsearch.candidate import Architecture
 from gpsearch.errors import UserError
-from gpsearch.profiling import DeviceProfiler, Host, find
-from gpsearch.testing import Report, examine, template
-from gpsearch.testing.bench import Bench
-from gpsearch.testing.checks import CHECKS, DEMANDED, Check, CheckFailed
+from gpsearch.profiling import DeviceFacts, DeviceProfiler, Host, find
+from gpsearch.testing import examine, template
+from gpsearch.testing.bench import Bench, Workload
+from gpsearch.testing.checks import CHECKS, DEMANDED, Check, CheckFailed, TimedOut
 from gpsearch.testing.report import examine_named
-from tests.fakes import FakeDevice
+from tests.fakes import FakeDevice, FakeModel
 from tests.toy import ToyDevice
 
 ROOT = Path(__file__).parents[1]
+TASK = ROOT / "gpsearch/testing/templates/task/gpsearch_demo.py"
 SLOW = {"import_has_no_side_effects", "a_model_is_as_fast_as_itself", "readings_survive_json"}
 """Seen through the tests of an installed package and of our own profilers."""
 QUICK = {name: one for name, one in CHECKS.items() if name not in SLOW}
@@ -87,9 +92,9 @@ def metered(joules: str) -> dict[str, str]:
         (metered("float('nan')"), "the_counter_never_falls", "nan"),
         (metered("-time.perf_counter()"), "the_counter_never_falls", "cumulative J"),
         (metered("1e9 - time.perf_counter()"), "the_counter_never_falls", "fell from"),
-        (metered("0.0"), "joules_grow_with_the_work", "stood still"),
         (metered("2e7 * time.perf_counter()"), "joules_grow_with_the_work", "mJ, uJ or Wh"),
         (metered("time.no_such_clock()"), "known_joules_are_read", "no_such_clock"),
+        (metered("open('/no/energy_uj').read()"), "known_joules_are_read", "'/no/energy_uj'"),
     ],
 )  # fmt: skip
 def test_a_planted_fault_is_found_and_named(
@@ -141,7 +146,7 @@ def test_a_check_that_hangs_is_not_tried_again(tmp_path: Path) -> None:
         tries.append(bench)
         time.sleep(60)
 
-    with pytest.raises(CheckFailed, match=r"TimeoutError: no end within 0.1 s"):
+    with pytest.raises(TimedOut, match=r"^no end within 0\.1 s"):
         Check("hanging", "latency_s", hanging, tries=3).run(Bench(planted(tmp_path, {})), 0.1)
     assert len(tries) == 1
 
@@ -179,7 +184,7 @@ def test_a_known_failure_needs_its_reason_and_has_to_fail() -> None:
 
 def test_a_check_that_hangs_is_interrupted_and_the_next_one_runs() -> None:
     hanging = Check("sleeps", "", lambda bench: time.sleep(60))
-    with pytest.raises(CheckFailed, match=r"TimeoutError: no end within 0\.1 s"):
+    with pytest.raises(TimedOut, match=r"^no end within 0\.1 s"):
         hanging.run(Bench(ToyDevice()), limit_s=0.1)
     made: list[DeviceProfiler] = []
 
@@ -193,10 +198,74 @@ def test_a_check_that_hangs_is_interrupted_and_the_next_one_runs() -> None:
     assert len(made) == 2  # the second check has a fresh profiler
 
 
-def test_a_name_that_is_none_is_a_mistake(tmp_path: Path) -> None:
+class Mute(ToyDevice):
+    """Never says what it is."""
+
+    def probe(self) -> DeviceFacts:
+        time.sleep(60)
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("checks", "said"),
+    [
+        (
+            ["speaks_this_api_version", "probe_is_cheap", "closes_twice"],
+            ["", "no end within 0.05 s", "it does not start a second time: TimedOut: no end"],
+        ),
+        (
+            ["every_call_has_its_time", "closes_twice"],
+            ["probe() failed: TimedOut: no end", "it does not start a second time: TimedOut"],
+        ),
+    ],
+)
+def test_a_probe_that_hangs_ends_the_examination(checks: list[str], said: list[str]) -> None:
+    report = examine(Mute, checks={name: CHECKS[name] for name in checks}, limit_s=0.05)
+    for one, start in zip(report.outcomes, said, strict=True):
+        assert one.reason.startswith(start)
+    assert not report.passed
+
+
+def faked(seconds: float = 0.01, joules: float = 0.5, **sizes: Any) -> Workload:
+    """Return a model for a `FakeDevice`, of whatever size."""
+    return FakeModel(seconds, joules), ()
+
+
+@pytest.mark.parametrize("name", ["known_joules_are_read", "a_falling_counter_is_no_value"])
+def test_a_counter_that_hangs_is_not_one_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    reads: list[float] = []
+
+    class Hanging(FakeDevice):
+        def read_energy(self) -> tuple[float, float]:
+            reads.append(self.clock_s)
+            time.sleep(60)
+            return 0.0, 0.0
+
+    bench = Bench(Hanging(), Host(locks=tmp_path), faked)
+    with pytest.raises(TimedOut, match="no end within"):
+        CHECKS[name].run(bench, 0.3)
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize(("tick_s", "most_s"), [(0.001, 1.5), (0.1, 2.5), (1.0, 16.0), (1.9, 30.0)])
+def test_a_counter_may_be_as_slow_as_the_engine_lets_it(
+    tmp_path: Path, tick_s: float, most_s: float
+) -> None:
+    device = FakeDevice(tick_s=tick_s)
+    CHECKS["joules_grow_with_the_work"].run(Bench(device, device.host(tmp_path), faked))
+    assert device.clock_s < most_s
+
+
+@pytest.mark.parametrize("tick_s", [0.0, 3.0])
+def test_a_counter_that_stands_still_is_found(tmp_path: Path, tick_s: float) -> None:
+    device = FakeDevice(tick_s=tick_s)
+    with pytest.raises(CheckFailed, match="the counter stood still for 2 s"):
+        CHECKS["joules_grow_with_the_work"].run(Bench(device, device.host(tmp_path), faked))
+
+
+def test_a_name_that_is_none_is_a_mistake() -> None:
     with pytest.raises(UserError, match="no device called 'abacus'"):
         examine_named("abacus")
-    assert isinstance(Report("x", "1", (), 1).to_dict(), dict)
 
 
 @pytest.mark.parametrize("kind", ["profiler", "task"])
@@ -224,27 +293,51 @@ def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
 
 def test_the_task_that_is_written_is_the_one_that_is_explained() -> None:
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    example = (ROOT / "gpsearch/testing/templates/task/gpsearch_demo.py").read_text("utf-8")
+    example = TASK.read_text("utf-8")
     assert f"```python\n{example}```" in guide
-    assert len(example.splitlines()) <= 60
+    assert len(example.splitlines()) <= 70
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layers": 1}, {"hidden_size": 4}, {"gate_depth": 0}, {"gate_width": 4},
+        {"activation": "tanh"}, {"gate_direct": True}, {"gate_norm": True}, {"gate_dropout": 0.5},
+        {"bidirectional": False}, {"merge": "sum"}, {"norm": "batch"}, {"norm": "none"},
+        {"dropout": 0.5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_task_that_is_written_builds_what_it_is_asked_for(change: dict[str, Any]) -> None:
+    task = run_path(str(TASK))["DemoTask"]()
+    said = []
+    for asked in ({}, change):
+        torch.manual_seed(0)
+        shape = Architecture(**{"hidden_size": 8, "gate_width": 8, **asked})
+        said.append(task.build(shape)(task.x[:3]))
+        assert said[-1].shape == (3,)
+    assert not torch.equal(*said)
 
 
 class OpensOnce(ToyDevice):
     """A port that one alone can hold."""
 
-    held = 0
+    held = opened = 0
 
     def __init__(self) -> None:
         if OpensOnce.held:
             raise OSError("the port is busy")
         OpensOnce.held = 1
+        OpensOnce.opened += 1
 
     def close(self) -> None:
         OpensOnce.held = 0
 
 
 def test_a_device_that_opens_once_can_be_examined() -> None:
-    assert examine_named("tests.test_testing:OpensOnce").to_dict()
+    report = examine_named("tests.test_testing:OpensOnce")
+    assert [one.check for one in report.outcomes] == [*CHECKS]  # and none says `starts_again`
+    assert OpensOnce.opened > 2
     assert OpensOnce.held == 0
 
 

@@ -189,12 +189,49 @@ def out_of_memory(loss):
             r"the loss is nan in epoch 1, step 2: lower .*learning_rate",
         ),
         (lambda loss: loss * 1e6, r"the loss is .*e\+0. in epoch 1"),
-        (out_of_memory, r"out of memory in epoch 1, step 2: lower training.batch_size"),
+        (out_of_memory, r"out of memory in epoch 1: lower training.batch_size"),
     ],
 )
 def test_what_cannot_go_on_says_why_and_the_mend(fault, message):
     with pytest.raises(TrainingFailed, match=message):
         train(task=BrokenTask(fault), schedule=Dense())
+
+
+class SteepTask(BrokenTask):
+    """A task whose last gradient of the second epoch is no number, though its loss is one."""
+
+    def loss(self, model, batch):
+        loss = super().loss(model, batch)
+        return loss + (loss - loss).sqrt() if self.calls == 8 else loss
+
+
+@pytest.mark.parametrize("schedule", [Dense(), GMP(prune_start=0.25)])
+def test_weights_that_the_last_step_of_an_epoch_has_lost_end_a_training(schedule):
+    message = r"layers\.\w+ is not finite after epoch 1: lower training.learning_rate"
+    with pytest.raises(TrainingFailed, match=message):
+        train(task=SteepTask(lambda loss: loss), schedule=schedule)
+
+
+def test_a_loss_that_is_no_number_while_connections_grow_ends_a_training():
+    growing = BrokenTask(lambda loss: loss * torch.nan)
+    growing.calls = 2  # so that the fifth batch fails: the first of epoch 1's growth
+    with pytest.raises(TrainingFailed, match="the loss is nan in epoch 1, step 0: lower"):
+        train(task=growing, schedule=GP())
+
+
+class HungryTask(ToyTask):
+    """A task whose evaluation takes more memory than there is."""
+
+    def evaluate(self, model, split="dev"):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 TB")
+
+
+def test_memory_may_run_out_while_connections_grow_or_in_evaluation():
+    growing = BrokenTask(out_of_memory)
+    growing.calls = 2  # so that the fifth batch fails: the first of epoch 1's growth
+    for task, epoch in (growing, 1), (HungryTask(), 0):
+        with pytest.raises(TrainingFailed, match=f"out of memory in epoch {epoch}: lower training"):
+            train(task=task, schedule=GP())
 
 
 class NumpyTask(ToyTask):

@@ -29,6 +29,13 @@ def test_the_units_with_the_smallest_scores_die_with_their_biases():
     assert masks["bias"].equal(units.alive)
 
 
+def test_scores_are_drawn_wherever_tensors_are_made_by_default():
+    units, _ = masks_of(nn.Linear(3, 4))
+    with torch.device("meta"):
+        scores = units.random(torch.Generator())
+    assert scores.device == units.alive.device
+
+
 def test_of_equal_scores_the_lower_index_stays():
     units, _ = masks_of(nn.Linear(3, 4))
     units.prune(torch.ones(4), 0.5)

@@ -118,3 +118,6 @@ class StepDevice(ToyDevice):
     def load(self, model: nn.Module, example: tuple[Tensor, ...]) -> float:
         width = max(layer.hidden_size for layer in model.modules() if isinstance(layer, RECURRENT))
         return 1e-3 * (1 - -width // 32)
+
+    def close(self) -> None:
+        print("what a plug-in prints is no answer of the process that measures")

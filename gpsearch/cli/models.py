@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -169,7 +168,7 @@ def profile(
         raise UserError("profile: give a folder with model.pt, a candidate's file, or --sweep")
     learned = _learned(model, task, data)
     is_candidate = model.suffix == ".toml"
-    with closing(profiling.find(device)) as profiler:
+    with profiling.closing(profiling.find(device)) as profiler:
         if is_candidate:
             network = untrained(model, learned, here=profiling.facts_of(profiler).here)
         else:
@@ -269,7 +268,7 @@ def _sweep(
     learned = _learned(model, task, data) if model else tasks.find(task or "speech", data)
     candidate = model / "candidate.toml" if model and model.is_dir() else model
     base = Candidate.read(candidate) if candidate else Space.read(space).candidate({})
-    with closing(profiling.find(device)) as found, resumable("the same command"):
+    with profiling.closing(profiling.find(device)) as found, resumable("the same command"):
         subject = staircase.subject(profiling.facts_of(found), learned, base.architecture, widths)
         stairs = staircase.Staircase.stored(subject)
         stairs = staircase.take(

@@ -9,12 +9,12 @@ onnx        the program as an ONNX graph
 
 from __future__ import annotations
 
-import copy
 from importlib.resources import files
 from typing import Any
 
 from torch import nn
 
+from gpsearch.computed import copied
 from gpsearch.errors import Unsupported
 from gpsearch.exporting import agent, functions
 from gpsearch.exporting.agent import machine, seconds_of
@@ -50,7 +50,7 @@ def exported(model: nn.Module, example: tuple[Any, ...]) -> Program:
     Raises:
         UserError: It cannot be written as a program, or a program would not have its outputs.
     """
-    program = record(copy.deepcopy(model).cpu().eval(), example)
+    program = record(copied(model).cpu().eval(), example)
     loaded = agent.Program(program.text, program.weights)
     if difference := program.check(loaded.run(*program.example)):
         raise Unsupported(f"{type(model).__name__} as a program is wrong: {difference}")

@@ -162,10 +162,8 @@ def _stack(r: Recorder, y: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> N
 
 
 @writer("chunk", "split", "tensor_split", "split_with_sizes")
-def _split(
-    r: Recorder, ys: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 0, axis: int | None = None
-) -> None:
-    dim = (dim if axis is None else axis) % x.dim()
+def _split(r: Recorder, ys: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 0) -> None:
+    dim = dim % x.dim()
     ends = list(accumulate(y.shape[dim] for y in ys))
     for y, end in zip(ys, ends, strict=True):
         _slice(r, y, x, {dim: slice(end - y.shape[dim], end, 1)})
@@ -241,9 +239,9 @@ def _slice(r: Recorder, y: Tensor, x: Tensor, box: dict[int, slice]) -> None:
 def _reduced(op: str, names: Sequence[str]) -> None:
     @writer(*names)
     def write(
-        r: Recorder, y: Tensor, x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any
+        r: Recorder, y: Tensor, x: Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None
     ) -> None:
-        dims = range(x.dim()) if dim is None else [dim] if isinstance(dim, int) else dim
+        dims = [dim] if isinstance(dim, int) else dim or range(x.dim())
         axes = [one % x.dim() for one in dims]
         r.write(op, [_cast(r, x, y.dtype)], y, axes=axes, keepdims=keepdim)
 

@@ -7,7 +7,8 @@ H-LSTM layer is one operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,9 @@ _METADATA = {
     "new_zeros", "new_ones", "new_empty", "zeros_like", "ones_like", "empty_like",
 }  # fmt: skip
 """What may be asked of a value without looking at its numbers."""
+
+_NUMPYS = {"axis": "dim", "keepdims": "keepdim"}
+"""What torch takes for its own names of arguments, too."""
 
 
 def writer(*names: str) -> Callable[[Writer], Writer]:
@@ -70,21 +74,44 @@ class Recorder(TorchFunctionMode):
         self._count = 0
         self._names: dict[int, _Named] = {}
         self._known: dict[tuple[int, int], _Named] = {}
+        self._overwritten: dict[int, Tensor] = {}
         for name, one in zip(self.inputs, example, strict=True):
             self._names[id(one)] = _Named(name, one, one._version)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute as ever, and write it down where it depends on the example."""
-        kwargs = kwargs or {}
+        name, kwargs = _name_of(func), kwargs or {}
+        given = list(_tensors((args, kwargs)))
+        if not any(self.is_recorded(one) or self._is_overwritten(one) for one in given):
+            return func(*args, **kwargs)
+        before = self._copies(given) if _overwrites(name, kwargs) else {}
         result = func(*args, **kwargs)
-        if any(self.is_recorded(one) for one in _tensors((args, kwargs))):
-            self._record(func, result, args, kwargs)
+        if before:
+            args, kwargs = self._as_given(before, args, kwargs)
+        self._record(func, name, result, args, kwargs)
         return result
 
-    def _record(self, func: Any, result: Any, args: Any, kwargs: Any) -> None:
-        name = getattr(func, "__name__", str(func))
-        if name == "__get__":  # of a property, such as Tensor.shape
-            name = func.__self__.__name__
+    def _copies(self, given: Iterable[Tensor]) -> dict[int, tuple[int, Tensor]]:
+        """Copy what has no name yet, with its version: an accumulator that is about to get one."""
+        return {id(one): (one._version, one.clone()) for one in given if not self.is_recorded(one)}
+
+    def _as_given(self, before: Mapping[int, tuple[int, Tensor]], args: Any, kwargs: Any) -> Any:
+        """Return a call's arguments with the copies of those that it has overwritten."""
+
+        def as_given(one: Tensor) -> Tensor:
+            version, copy = before.get(id(one), (None, one))
+            if version in (None, one._version):
+                return one
+            self._overwritten[one.untyped_storage().data_ptr()] = one
+            return copy
+
+        return pytree.tree_map_only(Tensor, as_given, (args, kwargs))
+
+    def _is_overwritten(self, value: Tensor) -> bool:
+        """Tell whether what depends on the example was written where this value has its numbers."""
+        return bool(self._overwritten) and value.untyped_storage().data_ptr() in self._overwritten
+
+    def _record(self, func: Any, name: str, result: Any, args: Any, kwargs: Any) -> None:
         results = list(_tensors(result))
         if name in _METADATA or (results and all(self._is_unchanged(one) for one in results)):
             return  # nothing new: a shape, or x.contiguous()
@@ -96,7 +123,12 @@ class Recorder(TorchFunctionMode):
                 raise Unsupported("the model writes into a tensor by its index")
             raise Unsupported(f"what the model does depends on its data, by {called}")
         self._forgive_overwriting(results)
-        WRITERS[name](self, result, *args, **kwargs)
+        kwargs = {_NUMPYS.get(key, key): value for key, value in kwargs.items()}
+        try:
+            call = signature(WRITERS[name]).bind(self, result, *args, **kwargs)
+        except TypeError as error:
+            raise Unsupported(f"{resolve_name(func) or name} {error}") from error
+        WRITERS[name](*call.args, **call.kwargs)
 
     def is_recorded(self, value: Any) -> bool:
         """Tell whether a value depends on the example."""
@@ -145,6 +177,8 @@ class Recorder(TorchFunctionMode):
         """
         if self.is_recorded(value):
             raise Unsupported("a weight of the model depends on the data")
+        if self._is_overwritten(value):
+            raise Unsupported("the model overwrites a value that it uses again")
         key = id(value), value._version
         if key not in self._known:
             name = f"c{len(self._known)}"
@@ -208,6 +242,18 @@ def as_array(value: Tensor) -> Array:
             return np.ascontiguousarray(value.detach().cpu().numpy()).reshape(value.shape).copy()
     except TypeError as error:
         raise Unsupported(f"a value of type {value.dtype}; use float32") from error
+
+
+def _name_of(func: Any) -> str:
+    name: str = getattr(func, "__name__", str(func))
+    # The getter of a property, such as Tensor.shape, is called by the property's name.
+    return str(func.__self__.__name__) if name == "__get__" else name
+
+
+def _overwrites(name: str, kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether a function may write into its arguments: add_, __iadd__, add(..., out=)."""
+    special = name.endswith("__") and not name.startswith("__i")
+    return "out" in kwargs or (name.endswith("_") and not special)
 
 
 def _tensors(values: Any) -> Iterable[Tensor]:

@@ -50,15 +50,22 @@ def mkl_is_fast(processor: str) -> bool:
     return "GenuineIntel" in processor or "avx512f" not in processor
 
 
+def apart(width: int) -> int:
+    """Return how many floats lie between the beginnings of rows that meet in no place of a cache.
+
+    An odd number of its lines: every further row begins in another place.
+    """
+    return (-(-width // _LINE) | 1) * _LINE
+
+
 def room_like(tensor: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
     """Return room for as much, with rows as far apart as products with it, turned, are fast.
 
     Rows of a power of two of bytes meet in the same few places of a cache: of 8 KB rows, MKL takes
     up to 1.7 times as long.
     """
-    width = step = tensor.shape[-1]
-    if torch_is_fast():
-        step = (-(-width // _LINE) | 1) * _LINE  # an odd number of lines
+    width = tensor.shape[-1]
+    step = apart(width) if torch_is_fast() else width
     return tensor.new_empty(*tensor.shape[:-1], step)[..., :width]
 
 

@@ -51,8 +51,8 @@ def recurrence(
     kernels = kernels_for(h0) if alike else None  # torch says what is wrong
     if gates[0].norms or h0.device.type != "cpu" or traced() or not h0.shape[1]:
         return plain(xs, h0, c0, gates)
-    if kernels is None:
-        return fused(xs, h0, c0, gates)
+    if kernels is None:  # the fused way has dense layers
+        return fused(xs, h0, c0, gates) if gates[0].dense else plain(xs, h0, c0, gates)
     refuse_unlike(xs, h0, c0, gates)
     if fitting := kernels_for_sparse(kernels, h0.shape[1], [g.patterns for g in gates]):
         return sparse(fitting, xs, h0, c0, gates)
@@ -83,7 +83,8 @@ def plain(
         for j in range(depth):
             a = _activated(gates, j, a) @ weights[j] + biases[j]
         if direct:
-            a = a + _per_gate(z[..., first:])
+            flat = _per_gate(z[..., first:])
+            a = a + flat if depth else flat
         i, f, g, o = a.unbind(1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)

@@ -26,6 +26,7 @@ from gpsearch.kernels.gates import Gates, flattened, restored
 from gpsearch.kernels.native import Native, counts, pointers
 from gpsearch.kernels.native import native as find_native
 from gpsearch.kernels.pattern import CPattern, Patterns
+from gpsearch.kernels.products import apart
 from gpsearch.kernels.threads import each_in_threads, slices
 
 PAYS_BELOW = 0.33
@@ -161,7 +162,7 @@ class _CDense(ctypes.Structure):
     _fields_ = [
         *counts("width", "out"),
         *pointers("maps", "bias", "mask", "pre", "post"),
-        *counts("post_step"),
+        *counts("pre_step", "post_step"),
         *pointers("d_pre", "bias_sums", "d_bias"),
     ]
 
@@ -174,6 +175,7 @@ class _CRecurrence(ctypes.Structure):
     _fields_ = [
         *counts("steps", "block", "batch", "lanes", "size", "inputs"),
         *counts("activation", "depth", "rows", "first"),
+        *counts("x_step", "z_step", "gate_step", "h_step"),
         *pointers("ih", "hh", "bias", "dense", "x", "z", "gate", "h", "c", "tanh_c"),
         *pointers("d_z", "d_gate"),
         *counts("d_gate_step"),
@@ -229,6 +231,7 @@ class _Loop:
                     mask=address(self.masks[j] if self.masks else None),
                     pre=self.pre[j].data_ptr(),
                     post=self.post[j].data_ptr(),
+                    pre_step=self.pre[j].stride(0),
                     post_step=self.post[j].stride(0),
                 )
                 for j, dense in enumerate(gates.dense)
@@ -244,6 +247,10 @@ class _Loop:
             depth=len(gates.dense),
             rows=len(gates.ih),
             first=gates.first,
+            x_step=self.x.stride(0),
+            z_step=self.z.stride(0),
+            gate_step=self.gate.stride(0),
+            h_step=self.h.stride(0),
             ih=ctypes.addressof(self._maps[0]),
             hh=ctypes.addressof(self._maps[1]),
             bias=address(gates.bias),
@@ -257,7 +264,13 @@ class _Loop:
         )
 
     def _room(self, steps: int, *features: int) -> list[Tensor]:
-        return [self.c.new_empty(steps, width, self.lanes) for width in features]
+        """Make room for [time, feature, lane], with the steps of a feature in places of their own.
+
+        The weights' gradients come from the same features of many steps at a time.
+        """
+        sizes = [width * self.lanes for width in features]
+        rows = [self.c.new_empty(steps, apart(size))[:, :size] for size in sizes]
+        return [one.view(steps, -1, self.lanes) for one in rows]
 
     def _arrays(self, inputs: int, size: int) -> list[Tensor]:
         """Make room for what goes forward and is read backward: of the maps, h, masks, layers."""

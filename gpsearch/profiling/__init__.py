@@ -2,11 +2,12 @@
 
 A device profiler supplies primitives only: say what it can, load a model, run it, read a counter.
 The engine owns warm-up, order, repeats and statistics, so that every device is measured alike.
-A profiler imports this module and nothing else of the engine.
+Of the engine a profiler imports this package and `gpsearch.errors`, and nothing else.
 
     quantity    one number, and how it was got
     device      what a profiler is: `DeviceProfiler` and the facts it states
     patience    waiting for strangers' code, and not for ever
+    strangers   calling it, and telling its errors in one line
     plugins     from a name to a profiler: `find`, `installed`, `devices`
     intervals   medians, quantiles and their 95 % intervals
     latency     the order of the calls, and when to stop
@@ -19,6 +20,7 @@ A profiler imports this module and nothing else of the engine.
 For devices that do not run torch there are `exported` and `to_onnx` of `gpsearch.exporting`.
 """
 
+from gpsearch.computed import copied
 from gpsearch.exporting import (
     AGENT,
     Program,
@@ -42,12 +44,14 @@ from gpsearch.profiling.device import (
     Worker,
     arrays_of,
     facts_of,
+    kernels_in_use,
     stored_bytes,
 )
 from gpsearch.profiling.host import Host, waiting
 from gpsearch.profiling.measuring import AA_GATE, Reading, check, measure
 from gpsearch.profiling.plugins import devices, find, from_anywhere, installed
 from gpsearch.profiling.quantity import Quantity
+from gpsearch.profiling.strangers import closing, load
 
 __all__ = [
     "AA_GATE",
@@ -69,12 +73,16 @@ __all__ = [
     "arrays_of",
     "check",
     "checksum",
+    "closing",
+    "copied",
     "devices",
     "exported",
     "facts_of",
     "find",
     "from_anywhere",
     "installed",
+    "kernels_in_use",
+    "load",
     "machine",
     "measure",
     "packed",

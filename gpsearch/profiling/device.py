@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gpsearch.errors import UserError, line_of
+from gpsearch.kernels.native import native
 from gpsearch.profiling.host import HERE
 
 API_VERSION = "1"
@@ -212,6 +213,18 @@ def arrays_of(output: Any) -> tuple[np.ndarray[Any, np.dtype[Any]], ...]:
     if isinstance(output, Mapping):
         output = output.values()
     return tuple(array for part in output if part is not None for array in arrays_of(part))
+
+
+def kernels_in_use() -> str:
+    """Name the kernels in C by which models run on this processor; without, they are far slower.
+
+    Raises:
+        UserError: ``$GPSEARCH_KERNELS`` asks for kernels that are not to be had.
+    """
+    chosen = native()
+    if chosen is None:
+        return "none"
+    return f"{chosen.instruction_set}{' with VNNI' if chosen.knows_digits(1) else ''}"
 
 
 def stored_bytes(model: nn.Module, example: tuple[Any, ...]) -> int:

@@ -140,7 +140,7 @@ def measure_energy(
     disturbances: Callable[[], Sequence[str]] = lambda: (),
     read_power: ReadPower | None = None,
 ) -> tuple[dict[str, Quantity], list[str]]:
-    """Return energy per inference, gross and net, and power; and what casts doubt on them.
+    """Return energy per inference, gross and net, and power; and what casts doubt on them (flags).
 
     ``energy_j`` is gross: all that the counter's scope drew while inferences ran back to back.
 
@@ -160,7 +160,7 @@ def measure_energy(
     except (OSError, RuntimeError, ValueError) as error:
         reason = f"{facts.energy_method or 'energy counter'}: {error}"
         return unavailable(reason), []
-    return _quantities(windows, facts), _doubts(windows)
+    return _quantities(windows, facts), _flags(windows)
 
 
 def unavailable(reason: str) -> dict[str, Quantity]:
@@ -335,9 +335,9 @@ def _plausible(seen: Window, facts: DeviceFacts) -> Window:
     return seen
 
 
-def _doubts(windows: Windows) -> list[str]:
-    doubts = [windows.idle_fault] if windows.idle_fault else []
+def _flags(windows: Windows) -> list[str]:
+    flags = [windows.idle_fault] if windows.idle_fault else []
     drift = windows.after.watts / windows.before.watts - 1
     if abs(drift) > IDLE_DRIFT:
-        doubts += [f"idle power changed by {drift:+.0%} over the energy reading"]
-    return doubts
+        flags += [f"idle power changed by {drift:+.0%} over the energy reading"]
+    return flags

@@ -4,20 +4,25 @@ Measuring needs the machine for itself; trainings may share it. Each machine has
 Whoever trains holds the `room` together with the others and leaves it for a moment between two
 batches; whoever measures wants it alone. Since trainings overlap, the room alone would hardly ever
 be free: so whoever measures first closes the `door`, through which every training passes when it
-comes back. All locks go with their process: a killed one leaves nothing behind.
+comes back. All locks go with their process: a killed one leaves nothing behind. A stopped one keeps
+them: whoever waits for it says so, and gives up in the end.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from gpsearch.errors import UserError
 
 HERE = "here"
 """The machine that gpsearch runs on, as in `DeviceFacts.machine`."""
@@ -84,6 +89,10 @@ class Host:
     """How long a disturbed reading waits before it is taken again."""
     patience_s: float = 600.0
     """How long a measurement waits for trainings to pause; one that is stopped never would."""
+    silence_s: float = 10.0
+    """How long anybody waits for others who measure before saying so."""
+    queue_s: float = 3600.0
+    """And how long in all; a measurement takes a minute, or ten where energy is counted slowly."""
 
     def load(self) -> Load:
         """Return how busy the machine has been until now."""
@@ -95,9 +104,12 @@ class Host:
 
         Yields:
             What casts doubt on measuring now: a training that did not pause in time.
+
+        Raises:
+            UserError: Somebody else measures there for ever.
         """
         with self._open(machine, "door") as door, self._open(machine, "room") as room:
-            _wait_for(door, "alone")
+            self._wait_for(door, "alone")
             yield [] if self._empty(room) else ["a training that is stopped or stuck did not pause"]
 
     @contextmanager
@@ -106,22 +118,57 @@ class Host:
 
         Yields:
             A function to call now and then, which waits while somebody measures.
+
+        Raises:
+            UserError: Somebody measures there for ever.
         """
         with self._open(machine, "door") as door, self._open(machine, "room") as room:
 
             def pause() -> None:
                 _let_go(room)
-                _wait_for(door, "shared")
-                _wait_for(room, "shared")
+                self._wait_for(door, "shared")
+                self._wait_for(room, "shared")
                 _let_go(door)
 
             pause()
             yield pause
 
+    def _wait_for(self, file: int, how: Literal["alone", "shared"]) -> None:
+        """Wait for a lock, in a thread, which can be left behind.
+
+        To ask again and again instead would be to disturb who measures, and to lose against others
+        who wait.
+        """
+        if _free(file, how):
+            return
+        waiter = threading.Thread(target=_lock, args=(file, how), daemon=True)
+        waiter.start()
+        waiter.join(self.silence_s)
+        if waiter.is_alive():
+            print(f"gpsearch: waiting for {self._keeper(file)}, which measures", file=sys.stderr)
+            waiter.join(max(0.0, self.queue_s - self.silence_s))
+        if waiter.is_alive():
+            raise UserError(
+                f"waited {self.queue_s:g} s for {self._keeper(file)}, which measures; end it, or "
+                "let it go on if it is stopped (`fg` or `kill -CONT`), and repeat"
+            )
+
+    def _keeper(self, file: int) -> str:
+        """Name the process that has a lock, as far as the system tells."""
+        status = os.fstat(file)
+        place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+        locks = _text(self.proc / "locks")
+        found = re.search(rf"^\d+: FLOCK .* (\d+) {place} ", locks, re.MULTILINE)
+        if not found:
+            return "another process"
+        state = _text(self.proc / found[1] / "status")
+        stopped = re.search(r"^State:\s+T", state, re.MULTILINE)
+        return f"process {found[1]}{' (stopped)' if stopped else ''}"
+
     def _empty(self, room: int) -> bool:
         """Wait until the room is empty, and take it; False if that takes too long."""
         deadline_s = self.clock() + self.patience_s
-        while not _free(room):
+        while not _free(room, "alone"):
             if self.clock() > deadline_s:
                 return False
             self.sleep(_POLL_S)
@@ -169,10 +216,10 @@ def _shared_folder() -> str:
 # fcntl is imported late since Windows has none; the rest of the engine runs there.
 
 
-def _wait_for(file: int, how: Literal["alone", "shared"]) -> None:
+def _lock(file: int, how: Literal["alone", "shared"], also: int = 0) -> None:
     import fcntl
 
-    fcntl.flock(file, fcntl.LOCK_EX if how == "alone" else fcntl.LOCK_SH)
+    fcntl.flock(file, (fcntl.LOCK_EX if how == "alone" else fcntl.LOCK_SH) | also)
 
 
 def _let_go(file: int) -> None:
@@ -181,12 +228,12 @@ def _let_go(file: int) -> None:
     fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _free(file: int) -> bool:
-    """Take a lock alone if nobody has it."""
+def _free(file: int, how: Literal["alone", "shared"]) -> bool:
+    """Take a lock if nobody is in the way."""
     import fcntl
 
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(file, how, fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpsearch.errors import UserError, line_of
+from gpsearch.errors import UserError
 from gpsearch.profiling.device import DeviceFacts, DeviceProfiler
 from gpsearch.profiling.intervals import quantile, quantile_interval
 from gpsearch.profiling.quantity import Quantity
+from gpsearch.profiling.strangers import told
 
 TURNS = ((0, 1, 0, 1, 0), (1, 0, 1, 0, 1))
 """Candidate (0) and reference (1) alternate, so that every call finds the caches as the other model
@@ -78,7 +79,7 @@ class Timing:
         return quantile(calls[-third:]) / quantile(calls[:third]) - 1
 
     def faults(self, reference_s: float | None = None) -> list[str]:
-        """Return what makes this reading unstable; empty where it can be trusted.
+        """Return what is wrong with these times, which makes the reading unstable; else nothing.
 
         Args:
             reference_s: What the reference took at other times, which these are compared with.
@@ -108,12 +109,7 @@ def timed(device: DeviceProfiler, handles: Sequence[Any], schedule: Sequence[int
         UserError: The profiler returned something else.
         RuntimeError: It failed, in whatever way.
     """
-    try:
-        found: Any = device.run(handles, schedule)
-    except (UserError, OSError, RuntimeError):
-        raise
-    except Exception as error:  # of a stranger's code: no traceback for whoever measures
-        raise RuntimeError(f"profiler {type(device).__name__}: {line_of(error)}") from error
+    found: Any = told(device, device.run)(handles, schedule)
     try:
         seconds = [float(call) for call in found]  # of numpy, say, which JSON cannot hold
     except (TypeError, ValueError):

@@ -26,6 +26,7 @@ from gpsearch.profiling.energy import Work, measure_energy, unavailable
 from gpsearch.profiling.host import HERE, Host, Load
 from gpsearch.profiling.intervals import quantile
 from gpsearch.profiling.quantity import Quantity
+from gpsearch.profiling.strangers import load, told
 
 PROTOCOL = "abab-1"
 """The protocol is part of the number: readings of different protocols are not compared."""
@@ -42,8 +43,12 @@ class Reading:
     reference, latency_reference_s; where there is a counter, energy_net_j, power_avg_w,
     power_idle_w and energy_period_s."""
     stable: bool
-    """Whether the latency can be trusted; if not, ``flags`` says why."""
+    """Whether the times hold together: the warm-up settled, their interval is as narrow as asked
+    for, and the speed neither drifted nor was another than before. What else went on meanwhile does
+    not count, since the ratio hardly feels it, and some machines are never left alone."""
     flags: list[str] = field(default_factory=list)
+    """All that casts doubt on the reading: why it is not stable; what disturbed it, stable or not,
+    as other processes or throttling; what is odd about the energy."""
     device: str = ""
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     reference: str | None = None
@@ -80,7 +85,7 @@ def measure(
     seed: int = 0,
     host: Host | None = None,
 ) -> Reading:
-    """Measure ``model`` on ``device``, alone there, and a second time where the first is unstable.
+    """Measure ``model`` on ``device``, alone there, and again where the first time is doubtful.
 
     Args:
         device: A profiler, as `gpsearch.profiling.find` returns.
@@ -100,27 +105,29 @@ def measure(
         host: The machine that measures; the present one if None.
 
     Raises:
-        UserError: The device cannot run models, its profiler breaks the contract, or the example
-            is a tensor instead of a tuple of them.
+        UserError: The device cannot run models, its profiler breaks the contract, the example is
+            a tensor instead of a tuple of them, or others measure there for too long.
+        OSError, RuntimeError: The device or its profiler failed, in whatever way.
     """
     facts, host = _usable(device), host or Host()
     example = arguments_on("cpu", example)
-    with host.alone_on(facts.machine) as alone:
+    with host.alone_on(facts.machine) as flags:
         models = [model] if reference is None else [model, reference]
-        handles = [device.load(one, example) for one in models]
+        handles = [load(device, one, example) for one in models]
         stage = _Stage(device, handles, facts, host, seed)
-        timing, flags = stage.timing(precision, max_seconds, reference_s)
+        timing, of_times = stage.timing(precision, max_seconds, reference_s)
         if estimate_w is not None:
-            joules, doubts = _estimated(estimate_w, quantile(timing.candidate), facts), list[str]()
+            joules = _estimated(estimate_w, quantile(timing.candidate), facts)
+            of_joules = list[str]()
         elif energy:
-            joules, doubts = stage.energy(quantile(timing.candidate))
+            joules, of_joules = stage.energy(quantile(timing.candidate))
         else:
-            joules, doubts = unavailable("not asked for"), []
+            joules, of_joules = unavailable("not asked for"), []
         memory = _peak_memory(device, handles[0], facts)
     return Reading(
         latency.quantities(timing, facts) | joules | {"peak_memory_bytes": memory},
         stable=not timing.faults(reference_s),
-        flags=alone + flags + doubts,
+        flags=[*flags, *of_times, *of_joules],
         device=facts.name,
         fingerprint=facts.fingerprint,
         reference=None if reference is None else reference_name,
@@ -163,54 +170,59 @@ class _Stage:
     def timing(
         self, precision: float, max_seconds: float, reference_s: float | None
     ) -> tuple[latency.Timing, list[str]]:
-        """Return the better of at most two attempts, and all that casts doubt on it."""
-        timing, disturbances = self._attempt(precision, max_seconds)
-        faults = timing.faults(reference_s) + disturbances
+        """Return the better of at most two attempts, and its flags."""
+        first = self._attempt(precision, max_seconds, reference_s)
+        timing, flags = first
         # A reading that ran out of time would only do so again.
-        if not faults or len(timing.turns) < latency.ENOUGH:
-            return timing, faults
+        if not flags or len(timing.turns) < latency.ENOUGH:
+            return first
         self.host.sleep(self.host.recovery_s)
-        again, disturbances = self._attempt(precision, max_seconds)
-        attempts = [(faults, timing), (again.faults(reference_s) + disturbances, again)]
-        faults, timing = min(attempts, key=lambda one: (len(one[0]), one[1].half_width))
-        return timing, ["measured twice, since the first reading was unstable", *faults]
+        attempts = first, self._attempt(precision, max_seconds, reference_s)
+        timing, flags = min(attempts, key=lambda one: (len(one[1]), one[0].half_width))
+        return timing, ["measured twice, since the first reading was doubtful", *flags]
 
     def energy(self, call_s: float) -> tuple[dict[str, Quantity], list[str]]:
-        """Return joules per inference, where there is a counter, and what casts doubt on them."""
+        """Return joules per inference, where there is a counter, and their flags."""
         device, facts, handle = self.device, self.facts, self.handles[0]
         if (why_not := facts.unavailable.get("energy_j")) is not None:
             return unavailable(why_not), []
         assert isinstance(device, EnergyMeter)
         inference = Work(partial(_work, device, handle), call_s)
         before = self.host.load()
-        found, doubts = measure_energy(
-            device.read_energy,
+        found, flags = measure_energy(
+            told(device, device.read_energy),
             inference,
             facts,
             self.host.sleep,
             self.seed,
             self._disturbances,
-            device.read_power if isinstance(device, PowerMeter) else None,
+            told(device, device.read_power) if isinstance(device, PowerMeter) else None,
         )
-        return found, doubts + [f"over the energy reading, {one}" for one in self._here(before)]
+        return found, flags + [f"over the energy reading, {one}" for one in self._here(before)]
 
-    def _attempt(self, precision: float, max_seconds: float) -> tuple[latency.Timing, list[str]]:
+    def _attempt(
+        self, precision: float, max_seconds: float, reference_s: float | None
+    ) -> tuple[latency.Timing, list[str]]:
+        """Return times, and as their flags what is wrong with them and what disturbed them."""
         before = self.host.load()
         timing = latency.time_calls(self.device, self.handles, precision, max_seconds)
-        return timing, self._here(before) + self._disturbances()
+        return timing, timing.faults(reference_s) + self._here(before) + self._disturbances()
 
     def _here(self, before: Load) -> list[str]:
         """Return what was wrong here since; what runs elsewhere does not suffer from that."""
         return self.host.load().since(before) if self.facts.machine == HERE else []
 
     def _disturbances(self) -> list[str]:
-        return list(self.device.disturbances()) if isinstance(self.device, Watched) else []
+        device = self.device
+        if not isinstance(device, Watched):
+            return []
+        return told(device, lambda: [str(one) for one in device.disturbances()])()
 
 
 def _work(device: DeviceProfiler, handle: Any, calls: int) -> None:
     """Run a model exactly so many times, without repeats of disturbed calls."""
     if isinstance(device, Worker):
-        device.work(handle, calls)
+        told(device, device.work)(handle, calls)
     else:
         latency.timed(device, [handle], [0] * calls)
 

@@ -42,8 +42,9 @@ def find(name: str) -> DeviceProfiler:
 
     Args:
         name: A name of `installed`; or ``module:Class``, importable from here or in the current
-            folder; or ``path/to/file.py:Class``. An argument may follow each, as in ``gpu:1``,
-            where the class takes one: it then has a class method ``with_argument``.
+            folder; or ``path/to/file.py:Class``, which may import what lies beside it. An argument
+            may follow each, as in ``gpu:1``, where the class takes one: it then has a class method
+            ``with_argument``.
 
     Raises:
         UserError: There is none of this name, it cannot be imported, it is no profiler, or it
@@ -104,7 +105,7 @@ def _from_file(name: str, module: str, class_name: str, argument: str | None) ->
 
 
 def _load_module(name: str) -> ModuleType:
-    with _current_folder_importable():
+    with _importable(Path.cwd()):  # as `python -m` has it, and an installed command has not
         return importlib.import_module(name)
 
 
@@ -114,19 +115,19 @@ def _load_path(path: str) -> ModuleType:
     assert spec.loader is not None  # since it ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
+    with _importable(Path(path).resolve().parent):  # as `python path` has it
+        spec.loader.exec_module(module)
     return module
 
 
 @contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    """Let imports see the current folder, as `python -m` does and an installed command does not."""
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
+def _importable(folder: Path) -> Iterator[None]:
+    """Let imports see a folder, for as long as a module of it is loaded."""
+    sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        sys.path.remove(str(folder))
 
 
 def _imported(load: Any, name: str, source: str, mend: str) -> Any:

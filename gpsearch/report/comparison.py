@@ -81,7 +81,10 @@ class Comparison:
     def values(self, goal: Objective) -> Float[np.ndarray, "n 2"]:
         """Return a cost of every pair that has it on both sides, in its column's unit."""
         sides = [
-            (self.first.row(a).get(goal.column), self.second.row(b).get(goal.column))
+            (
+                self.first.at_one_speed(a).get(goal.column),
+                self.second.at_one_speed(b).get(goal.column),
+            )
             for a, b in self.pairs
         ]
         known = [side for side in sides if None not in side]
@@ -195,7 +198,7 @@ def _agreement(found: Comparison) -> str:
 
 
 def _cell(results: Results, trial: int | None, goal: Objective) -> str:
-    value = None if trial is None else results.row(trial).get(goal.column)
+    value = None if trial is None else results.at_one_speed(trial).get(goal.column)
     return "" if value is None else f"{value * goal.scale:.4g}"
 
 
@@ -301,7 +304,7 @@ def _by_candidate(first: Results, second: Results) -> list[tuple[int, int]]:
 
 
 def _costs(results: Results, goals: Sequence[Objective]) -> Float[np.ndarray, "n m"]:
-    rows = [results.row(trial) for trial in results.front]
+    rows = [results.at_one_speed(trial) for trial in results.front]
     return np.array([[row.get(goal.column) for goal in goals] for row in rows], dtype=float)
 
 

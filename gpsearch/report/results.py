@@ -14,12 +14,12 @@ from gpsearch.candidate import Candidate
 from gpsearch.errors import UserError
 from gpsearch.files import read_json
 from gpsearch.objectives import OBJECTIVES, Constraint, Objective, feasible, front, slowdown
-from gpsearch.remeasured import NOT_MEASURED, RECORD, Remeasured
+from gpsearch.remeasured import NOT_MEASURED, OF_A_DEVICE, RECORD, Remeasured
 from gpsearch.study import Row, Study
 
 COSTS = tuple(goal for goal in OBJECTIVES.values() if goal.name != "error")
 LATENCIES = ("latency_s", "latency_lo_s", "latency_hi_s", "latency_p90_s")
-AGAIN = ("latency_", "energy_", "test_", "flags")
+AGAIN = (*OF_A_DEVICE, "test_", "flags")
 """What is measured of the front's members at the end: the beginnings of the columns' names."""
 
 
@@ -153,8 +153,8 @@ class Results:
 
     def row(self, trial: int) -> Row:
         """Return a trial's row, with what was measured at the end where it was."""
-        final = self.finals.get(trial, {})
-        return self.rows[trial] | {k: v for k, v in final.items() if k.startswith(AGAIN)}
+        final = self.finals.get(trial, {}).items()
+        return self.rows[trial] | {k: v for k, v in final if k.startswith(AGAIN) and v is not None}
 
     def at_one_speed(self, trial: int) -> Row:
         """Return the same for people to compare: what takes time as if the machine never slowed.
@@ -210,8 +210,8 @@ class Results:
         ]:
             if path.exists():
                 reasons |= _reasons(path)
-        estimated = {goal.column for goal in self.goals if goal.kind == "estimated"}
-        missing = reasons.keys() - estimated
+        known = {name for i in self.complete for name, v in self.rows[i].items() if v is not None}
+        missing = reasons.keys() - known  # what a device cannot measure may be estimated
         return {goal.name: reasons[goal.column] for goal in COSTS if goal.column in missing}
 
 

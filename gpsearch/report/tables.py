@@ -142,10 +142,14 @@ def cost_text(row: Row, goal: Objective) -> str:
     if value is None:
         return "-"
     if ends := interval(row, goal):
-        return f"{value * goal.scale:.3g} ±{(ends[1] - ends[0]) / 2 * goal.scale:.1g}"
-    return (
-        f"{value * goal.scale:.3g}" if value * goal.scale < 1000 else f"{value * goal.scale:,.0f}"
-    )
+        half_width = (ends[1] - ends[0]) / 2
+        return f"{_rounded(value * goal.scale, 3)} ±{_rounded(half_width * goal.scale, 1)}"
+    return _rounded(value * goal.scale, 3)
+
+
+def _rounded(value: float, digits: int) -> str:
+    """Return a value with so many digits at least, and without an exponent if it is large."""
+    return f"{value:,.0f}" if value >= 10**digits - 0.5 else f"{value:.{digits}g}"
 
 
 def interval(row: Row, goal: Objective) -> tuple[float, float] | None:

@@ -23,11 +23,24 @@ ALWAYS = ("", "latency_s")
 """What every profiler is held to: where a device cannot be timed, nothing about it is proven."""
 LIMIT_S = 120.0
 """A check that takes longer is interrupted, and has failed."""
+ANSWER_S = 10.0
+"""So long is waited for what a profiler says of its device, outside of the checks."""
 _PAUSE_S = 0.5
 
 
 class CheckFailed(AssertionError):
     """A profiler breaks the contract; the message says how, and what is wanted."""
+
+
+class TimedOut(CheckFailed):
+    """It does not come to an end."""
+
+
+class _Alarm(BaseException):
+    """No Exception, which the code within might take for one of its own.
+
+    A TimeoutError, say, is an OSError: a counter that cannot be read.
+    """
 
 
 @dataclass(frozen=True)
@@ -50,9 +63,9 @@ class Check:
         for again in range(1, self.tries):
             try:
                 self._run_once(bench, limit_s)
-            except CheckFailed as failure:
-                if isinstance(failure.__cause__, TimeoutError):
-                    raise
+            except TimedOut:
+                raise
+            except CheckFailed:
                 bench.host.sleep(_PAUSE_S * again)  # what is busy now may be at rest then
             else:
                 return
@@ -90,21 +103,27 @@ def demanded(api_version: str, lacking: dict[str, str]) -> int:
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Interrupt what takes longer by a TimeoutError, where signals can: in a main thread on Unix.
+    """Interrupt what takes longer, where signals can: in a main thread on Unix.
 
     A signal, and not a thread left behind: what hangs must not go on beside the next check.
+
+    Raises:
+        TimedOut: It took longer.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
         yield
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"no end within {seconds:g} s")
+        raise _Alarm
 
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    except _Alarm:
+        raise TimedOut(f"no end within {seconds:g} s") from None

@@ -45,6 +45,8 @@ def state():
     }
 
 name, path = sys.argv[1:]
+if path:
+    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # as `find` has it
 before = state()
 if path:
     spec = importlib.util.spec_from_file_location(name, path)

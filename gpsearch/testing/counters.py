@@ -9,12 +9,15 @@ from itertools import count, pairwise
 from typing import Any
 
 from gpsearch.profiling import measure
+from gpsearch.profiling.energy import CounterError, Work, counter_period_s
 from gpsearch.testing.bench import Bench
 from gpsearch.testing.checks import CheckFailed, check
 from gpsearch.testing.faults import CALL_J, SpoiltMeter
 
 WORK_S = 0.3
 """Of the shorter of two stretches of work; the longer is three times as long."""
+PERIODS = 2
+"""So many of the counter's fit into the shorter stretch at least, however slow it is."""
 WATTS = (1e-3, 1e4)
 """What one device draws at work: from a microcontroller to a rack."""
 
@@ -59,9 +62,8 @@ def the_counters_clock_is_in_seconds(bench: Bench) -> None:
 @check("energy_j")
 def joules_grow_with_the_work(bench: Bench) -> None:
     """Three times the window holds about three times the joules, at no absurd power."""
-    handle = bench.loaded(steps=50)
-    calls = math.ceil(WORK_S / bench.best([handle], 5)[0])
-    few, many = _work(bench, handle, calls), _work(bench, handle, 3 * calls)
+    handle, work_s = bench.loaded(steps=50), max(WORK_S, PERIODS * _period_s(bench))
+    few, many = _work(bench, handle, work_s), _work(bench, handle, 3 * work_s)
     if few[1] <= 0 or many[1] <= 0:
         raise CheckFailed(f"the counter stood still while the device worked for {few[0]:.2g} s")
     at_first, later = few[1] / few[0], many[1] / many[0]
@@ -71,11 +73,23 @@ def joules_grow_with_the_work(bench: Bench) -> None:
         raise CheckFailed(f"the same work drew {at_first:.3g} W, and then {later:.3g} W")
 
 
-def _work(bench: Bench, handle: Any, calls: int) -> tuple[float, float]:
-    """Return the counter's seconds and joules of so many calls."""
+def _period_s(bench: Bench) -> float:
+    """Return how often the counter is renewed; one that is too slow for the engine fails."""
     meter: Any = bench.profiler
-    start_s, start_j = meter.read_energy()
-    bench.profiler.run([handle], [0] * calls)
+    idle = Work(lambda ms: bench.host.sleep(ms / 1000), 0.001)
+    try:
+        return counter_period_s(meter.read_energy, idle)
+    except CounterError as error:
+        raise CheckFailed(str(error)) from error
+
+
+def _work(bench: Bench, handle: Any, seconds: float) -> tuple[float, float]:
+    """Return the counter's seconds and joules while the device worked for at least so long."""
+    meter: Any = bench.profiler
+    calls = math.ceil(WORK_S / 10 / bench.best([handle], 5)[0])
+    worked_s, (start_s, start_j) = 0.0, meter.read_energy()
+    while worked_s < seconds:
+        worked_s += sum(bench.profiler.run([handle], [0] * calls))
     end_s, end_j = meter.read_energy()
     return end_s - start_s, end_j - start_j
 
@@ -96,24 +110,25 @@ def _lost(reads: count[int]) -> Callable[[float, float], tuple[float, float]]:
     return spoil
 
 
-def _read(bench: Bench, spoil: Callable[[float, float], tuple[float, float]]) -> bool:
-    """Return whether energy read through the engine is right; a wrong value fails the check."""
+def _read(bench: Bench, spoil: Callable[[float, float], tuple[float, float]]) -> str | None:
+    """Return why the engine reads no energy; None if it does. A wrong value fails the check."""
     meter = SpoiltMeter(bench.profiler, spoil)
     energy = measure(
         meter, *bench.workload(steps=2), energy=True, max_seconds=2.0, host=meter.host(bench.host)
     )["energy_j"]
     if energy.value is None:
-        return False
+        return energy.reason or "for no reason"
     if abs(energy.value / CALL_J - 1) > 0.05:
         raise CheckFailed(f"{energy.value:.3g} J were read of a call that took {CALL_J:g} J")
-    return True
+    return None
 
 
 @check("energy_j")
 def known_joules_are_read(bench: Bench) -> None:
     """A counter that works is read right."""
-    if not _read(bench, lambda clock_s, joules: (clock_s, joules)):
-        raise CheckFailed("a counter that works was not read")
+    why_not = _read(bench, lambda clock_s, joules: (clock_s, joules))
+    if why_not:
+        raise CheckFailed(f"a counter that works was not read: {why_not}")
 
 
 @check("energy_j")
@@ -156,5 +171,5 @@ def a_counter_that_is_denied_is_no_value(bench: Bench) -> None:
 
 
 def _unavailable(bench: Bench, spoil: Callable[[float, float], tuple[float, float]]) -> None:
-    if _read(bench, spoil):
+    if _read(bench, spoil) is None:
         raise CheckFailed("a counter that cannot be read right gave a value")

@@ -13,7 +13,15 @@ from gpsearch.errors import UserError, line_of
 from gpsearch.profiling import API_VERSION, DeviceProfiler, find, installed
 from gpsearch.testing import contract, counters, timing, upkeep  # noqa: F401, they enter their checks
 from gpsearch.testing.bench import Bench
-from gpsearch.testing.checks import CHECKS, Check, CheckFailed, demanded
+from gpsearch.testing.checks import (
+    ANSWER_S,
+    CHECKS,
+    LIMIT_S,
+    Check,
+    CheckFailed,
+    deadline,
+    demanded,
+)
 
 State = Literal["passed", "failed", "expected", "skipped"]
 _MARKS = {"passed": "ok", "failed": "FAIL", "expected": "known"}
@@ -78,11 +86,16 @@ class Report:
         }  # fmt: skip
 
 
-def due(bench: Bench, check: Check) -> str | None:
-    """Return why a check is skipped, by the profiler's declared capabilities; None if it is due."""
+def due(bench: Bench, check: Check, limit_s: float = ANSWER_S) -> str | None:
+    """Return why a check is skipped, by the profiler's declared capabilities; None if it is due.
+
+    Raises:
+        CheckFailed: The profiler takes longer than ``limit_s`` to declare them.
+    """
     if not check.needs:
         return None
-    reason = bench.lacking.get(check.needs)
+    with deadline(limit_s):
+        reason = bench.lacking.get(check.needs)
     return f"no {check.needs}: {reason}" if reason else None
 
 
@@ -92,6 +105,7 @@ def examine(
     *,
     expected_failures: Mapping[str, str] | None = None,
     checks: Mapping[str, Check] = CHECKS,
+    limit_s: float = LIMIT_S,
 ) -> Report:
     """Check a profiler against the contract.
 
@@ -100,27 +114,28 @@ def examine(
         name: What the report calls the device.
         expected_failures: By check, why it is known to fail.
         checks: By name; all of them, but for the tests of this function.
+        limit_s: How long a check may take.
     """
     known = dict(expected_failures or {})
     outcomes: list[Outcome] = []
     lacking: dict[str, str] = {}
-    profiler = make()
-    spoken = str(profiler.api_version)
+    bench = Bench(make())
+    spoken = str(bench.profiler.api_version)
     for check in checks.values():
-        outcomes.append(_outcome(Bench(profiler), check, known.get(check.name)))
+        outcomes.append(_outcome(bench, check, known.get(check.name), limit_s))
         if outcomes[-1].state in ("failed", "expected"):
-            with suppress(Exception):
-                profiler.close()
+            _close(bench, limit_s)
             try:
-                profiler = make()
+                with deadline(limit_s):
+                    bench = Bench(make())
+                _ask(bench, limit_s)
             except Exception as error:
                 reason = f"it does not start a second time: {line_of(error)}"
                 outcomes.append(Outcome("starts_again", "failed", reason))
                 break
-    with suppress(Exception):
-        lacking = Bench(profiler).lacking
-    with suppress(Exception):
-        profiler.close()
+    with suppress(Exception), deadline(min(limit_s, ANSWER_S)):
+        lacking = bench.lacking
+    _close(bench, limit_s)
     for stray in sorted(known.keys() - checks.keys()):
         outcomes.append(Outcome(stray, "failed", "expected to fail, but there is no such check"))
     return Report(name, spoken, tuple(outcomes), demanded(spoken, lacking))
@@ -143,22 +158,38 @@ def examine_named(name: str) -> Report:
     return examine(lambda: find(name), name)
 
 
-def _outcome(bench: Bench, check: Check, expected: str | None) -> Outcome:
+def _close(bench: Bench, limit_s: float) -> None:
+    with suppress(Exception), deadline(limit_s):
+        bench.profiler.close()
+
+
+def _ask(bench: Bench, limit_s: float) -> None:
+    """Ask a profiler what it can do: if one hangs there, every check to come would.
+
+    What else is wrong with its answer, the checks tell.
+    """
+    with deadline(min(limit_s, ANSWER_S)), suppress(Exception):
+        _ = bench.lacking
+
+
+def _outcome(bench: Bench, check: Check, expected: str | None, limit_s: float) -> Outcome:
     start_s = time.perf_counter()
-    state, reason = verdict(bench, check, expected)
+    state, reason = verdict(bench, check, expected, limit_s)
     return Outcome(check.name, state, reason, round(time.perf_counter() - start_s, 3))
 
 
-def verdict(bench: Bench, check: Check, expected: str | None) -> tuple[State, str]:
+def verdict(
+    bench: Bench, check: Check, expected: str | None, limit_s: float = LIMIT_S
+) -> tuple[State, str]:
     """Run a check, if it is due; return what came of it, and why."""
     try:
-        why_not = due(bench, check)
+        why_not = due(bench, check, min(limit_s, ANSWER_S))
     except Exception as error:
-        return "failed", f"probe() raised {line_of(error)}"
+        return "failed", f"probe() failed: {line_of(error)}"
     if why_not:
         return "skipped", why_not
     try:
-        check.run(bench)
+        check.run(bench, limit_s)
     except CheckFailed as failure:
         return ("expected", f"{expected} ({failure})") if expected else ("failed", str(failure))
     if expected:

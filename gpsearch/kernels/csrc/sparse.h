@@ -16,7 +16,7 @@ typedef struct {
     const float *mask;        /* [4 width, lane], or NULL */
     float *pre;               /* [T, 4 width (and more for the first), lane] */
     float *post;              /* [T, 4 width, lane]; may take the place of pre's */
-    int64_t post_step;        /* from one step of post to the next */
+    int64_t pre_step, post_step; /* from one step to the next */
     float *d_pre;             /* as pre, but of `block` steps */
     float *bias_sums;         /* [4 out, lane]: room */
     float *d_bias;            /* [4 out], or NULL */
@@ -26,6 +26,7 @@ typedef struct {
    caches, come those of the inputs and weights. */
 typedef struct {
     int64_t steps, block, batch, lanes, size, inputs, activation, depth, rows, first;
+    int64_t x_step, z_step, gate_step, h_step; /* from one step to the next; h_step: of tanh_c, too */
     const SparseWeight *ih, *hh; /* rows x inputs, rows x size */
     const float *bias;           /* [rows], or NULL */
     const SparseDense *dense;
@@ -34,7 +35,7 @@ typedef struct {
     float *gate;                  /* [T, 4 size, lane] */
     float *h, *c;                 /* [T + 1, size, lane] */
     float *tanh_c;                /* [T, size, lane] */
-    float *d_z;                   /* [block, rows, lane] */
+    float *d_z;                   /* [block, rows, lane], as far apart as z's */
     float *d_gate;                /* [block, 4 size, lane]; behind d_z's first where direct */
     int64_t d_gate_step;          /* from one step of d_gate to the next */
     float *d_h, *d_c;             /* [size, lane]: room */
@@ -70,11 +71,12 @@ static void each_weight(const SparseRecurrence *r, void (*apply)(const SparseWei
 static void sparse_cell(const SparseRecurrence *r, int64_t t)
 {
     const int64_t part = r->size * r->lanes;
-    float *gate = r->gate + t * 4 * part;
+    float *gate = r->gate + t * r->gate_step;
     const float *direct =
-        r->rows > r->first ? r->z + (t * r->rows + r->first) * r->lanes : NULL;
+        r->rows > r->first ? r->z + t * r->z_step + r->first * r->lanes : NULL;
     const float *last = r->c + t * part;
-    float *c = r->c + (t + 1) * part, *h = r->h + (t + 1) * part, *tanh_c = r->tanh_c + t * part;
+    float *c = r->c + (t + 1) * part, *h = r->h + (t + 1) * r->h_step;
+    float *tanh_c = r->tanh_c + t * r->h_step;
     cell_row(r->depth > 0, direct, part, gate, last, c, tanh_c, h);
 }
 
@@ -84,23 +86,22 @@ INLINE int64_t at_most_steps(int64_t steps, int64_t most) { return steps < most 
 static void take_inputs(const SparseRecurrence *r, int64_t t, int64_t steps)
 {
     const SparseProduct onto_z = {forth(r->ih), r->bias, 0};
-    const int64_t x_step = r->inputs * r->lanes, z_step = r->rows * r->lanes;
     for (int64_t step = t; step < t + steps; step++)
-        take_in(&r->in, step, r->batch, r->inputs, r->lanes, r->x + step * x_step, 0);
-    multiply_steps(&onto_z, steps, r->lanes, r->x + t * x_step, x_step, r->z + t * z_step, z_step);
+        take_in(&r->in, step, r->batch, r->inputs, r->lanes, r->x + step * r->x_step, 0);
+    multiply_steps(&onto_z, steps, r->lanes, r->x + t * r->x_step, r->x_step, r->z + t * r->z_step,
+                   r->z_step);
 }
 
 static void sparse_step(const SparseRecurrence *r, int64_t t)
 {
     const SparseProduct onto_z = {forth(r->hh), NULL, 1};
-    const int64_t state = r->size * r->lanes, z = r->rows * r->lanes;
-    multiply_step(&onto_z, r->lanes, r->h + t * state, r->z + t * z);
+    multiply_step(&onto_z, r->lanes, r->h + t * r->h_step, r->z + t * r->z_step);
     for (int64_t layer = 0; layer < r->depth; layer++) {
         const SparseDense *d = &r->dense[layer];
         const int last = layer + 1 == r->depth;
         const int64_t part = d->width * r->lanes, out_part = d->out * r->lanes;
-        float *out = (last ? r->gate : r->dense[layer + 1].pre) + t * 4 * out_part;
-        const float *pre = d->pre + t * (layer ? 4 * part : z);
+        float *out = last ? r->gate + t * r->gate_step : (d + 1)->pre + t * (d + 1)->pre_step;
+        const float *pre = d->pre + t * d->pre_step;
         float *post = d->post + t * d->post_step;
 #define CALL(kind) activate(kind, 4 * part, pre, d->mask, post)
         EACH_KIND(r->activation, CALL)
@@ -112,7 +113,7 @@ static void sparse_step(const SparseRecurrence *r, int64_t t)
         }
     }
     sparse_cell(r, t);
-    put_out(r->h + (t + 1) * state, r->size, r->lanes, r->batch, &r->out_h, t);
+    put_out(r->h + (t + 1) * r->h_step, r->size, r->lanes, r->batch, &r->out_h, t);
 }
 
 /* Steps 0 to T - 1. */
@@ -131,20 +132,19 @@ void NAME(forward_sparse)(const SparseRecurrence *r)
 /* One step back, whose gradients of sums are the arrays' `kept`th; but for that of its input. */
 static void sparse_step_back(const SparseRecurrence *r, int64_t t, int64_t kept)
 {
-    const int64_t state = r->size * r->lanes, z = r->rows * r->lanes;
+    const int64_t state = r->size * r->lanes;
     float *d_gate = r->d_gate + kept * r->d_gate_step;
     if (r->grad_h.at) take_in(&r->grad_h, t, r->batch, r->size, r->lanes, r->d_h, 1);
     if (r->grad_c.at) take_in(&r->grad_c, t, r->batch, r->size, r->lanes, r->d_c, 1);
-    cell_row_backward(state, r->gate + t * 4 * state, r->tanh_c + t * state, r->c + t * state, NULL,
-                      r->d_h, r->d_c, d_gate);
+    cell_row_backward(state, r->gate + t * r->gate_step, r->tanh_c + t * r->h_step,
+                      r->c + t * state, NULL, r->d_h, r->d_c, d_gate);
     for (int64_t layer = r->depth - 1; layer >= 0; layer--) {
         const SparseDense *d = &r->dense[layer];
         const int last = layer + 1 == r->depth;
         const int64_t part = d->width * r->lanes, out_part = d->out * r->lanes;
-        const int64_t step = layer ? 4 * part : z;
-        const float *from = last ? d_gate : r->dense[layer + 1].d_pre + kept * 4 * out_part;
-        const float *pre = d->pre + t * step;
-        float *d_pre = d->d_pre + kept * step;
+        const float *from = last ? d_gate : (d + 1)->d_pre + kept * (d + 1)->pre_step;
+        const float *pre = d->pre + t * d->pre_step;
+        float *d_pre = d->d_pre + kept * d->pre_step;
         if (d->d_bias) add_to(d->bias_sums, from, 4 * out_part);
         for (int gate = 0; gate < 4; gate++) {
             const SparseProduct onto_pre = {back(&d->maps[gate]), NULL, 0};
@@ -155,20 +155,21 @@ static void sparse_step_back(const SparseRecurrence *r, int64_t t, int64_t kept)
 #undef CALL
     }
     const SparseProduct onto_h = {back(r->hh), NULL, 0};
-    if (r->d_bias) add_to(r->bias_sums, r->d_z + kept * z, z);
-    multiply_step(&onto_h, r->lanes, r->d_z + kept * z, r->d_h);
+    const float *d_z = r->d_z + kept * r->z_step;
+    if (r->d_bias) add_to(r->bias_sums, d_z, r->rows * r->lanes);
+    multiply_step(&onto_h, r->lanes, d_z, r->d_h);
 }
 
 /* The gradients of the input of `steps` steps from t on, those of whose sums are kept. */
 static void put_inputs_back(const SparseRecurrence *r, int64_t t, int64_t steps)
 {
     const SparseProduct onto_x = {back(r->ih), NULL, 0};
-    const int64_t x_step = r->inputs * r->lanes, z_step = r->rows * r->lanes;
+    const int64_t x_step = r->inputs * r->lanes;
     const int64_t together = NAME(steps_together)(r->lanes);
     for (int64_t first = 0; first < steps; first += together) {
         const int64_t count = at_most_steps(steps - first, together);
-        const float *d_z = r->d_z + first * z_step;
-        multiply_steps(&onto_x, count, r->lanes, d_z, z_step, r->d_x, x_step);
+        const float *d_z = r->d_z + first * r->z_step;
+        multiply_steps(&onto_x, count, r->lanes, d_z, r->z_step, r->d_x, x_step);
         for (int64_t i = 0; i < count; i++)
             put_out(r->d_x + i * x_step, r->inputs, r->lanes, r->batch, &r->d_in, t + first + i);
     }
@@ -177,15 +178,14 @@ static void put_inputs_back(const SparseRecurrence *r, int64_t t, int64_t steps)
 /* The share that `steps` steps from t on have in the weights' gradients. */
 static void sample_weights(const SparseRecurrence *r, int64_t t, int64_t steps)
 {
-    const int64_t state = r->size * r->lanes, z = r->rows * r->lanes, x = r->inputs * r->lanes;
-    sample(r->ih, steps, r->lanes, r->d_z, z, r->x + t * x, x);
-    sample(r->hh, steps, r->lanes, r->d_z, z, r->h + t * state, state);
+    sample(r->ih, steps, r->lanes, r->d_z, r->z_step, r->x + t * r->x_step, r->x_step);
+    sample(r->hh, steps, r->lanes, r->d_z, r->z_step, r->h + t * r->h_step, r->h_step);
     for (int64_t layer = 0; layer < r->depth; layer++) {
         const SparseDense *d = &r->dense[layer];
         const int last = layer + 1 == r->depth;
         const int64_t part = d->width * r->lanes, out_part = d->out * r->lanes;
-        const float *from = last ? r->d_gate : r->dense[layer + 1].d_pre;
-        const int64_t step = last ? r->d_gate_step : 4 * out_part;
+        const float *from = last ? r->d_gate : (d + 1)->d_pre;
+        const int64_t step = last ? r->d_gate_step : (d + 1)->pre_step;
         for (int gate = 0; gate < 4; gate++)
             sample(&d->maps[gate], steps, r->lanes, from + gate * out_part, step,
                    d->post + t * d->post_step + gate * part, d->post_step);

@@ -7,14 +7,25 @@ from gpsearch import HLSTM, UserError
 
 
 class Model(nn.Module):
-    def __init__(self, architecture):
+    def __init__(self, shape):
         super().__init__()
-        shape = {"gate_hidden": architecture.gate_hidden, "activation": architecture.activation}
-        self.layers = HLSTM(2, architecture.hidden_size, batch_first=True, **shape)
-        self.output = nn.Linear(architecture.hidden_size, 1)
+        gates = ("gate_hidden", "activation", "gate_dropout", "gate_direct", "gate_norm")
+        options = {name: getattr(shape, name) for name in ("bidirectional", *gates)}
+        norm = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": nn.Identity}[shape.norm]
+        self.added, size = shape.bidirectional and shape.merge == "sum", 2
+        self.layers, self.norms = nn.ModuleList(), nn.ModuleList()
+        for _ in range(shape.layers):
+            self.layers.append(HLSTM(size, shape.hidden_size, batch_first=True, **options))
+            size = shape.hidden_size * (2 if shape.bidirectional and not self.added else 1)
+            self.norms.append(norm(size))
+        self.dropout, self.output = nn.Dropout(shape.dropout), nn.Linear(size, 1)
 
     def forward(self, x):
-        return self.output(self.layers(x)[0][:, -1])[:, 0]
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = layer(x)[0]
+            x = sum(x.chunk(2, -1)) if self.added else x
+            x = self.dropout(norm(x.flatten(0, 1)).view_as(x))  # a batch norm takes rows
+        return self.output(x.mean(1))[:, 0]
 
 
 class DemoTask:
