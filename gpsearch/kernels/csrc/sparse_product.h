@@ -181,9 +181,8 @@ static void sum_lanes(const float *sums, int64_t rows, int64_t lanes, float *out
     }
 }
 
-/* sum += over `steps` steps and all lanes d[row] * x[column], for every awake weight. */
-static void sample(
-    const SparseWeight *w, int64_t steps, int64_t lanes, const float *d, int64_t d_step,
+INLINE void sample_lanes(
+    const SparseWeight *w, int64_t steps, const int64_t lanes, const float *d, int64_t d_step,
     const float *x, int64_t x_step)
 {
     for (int64_t row = 0; row < w->rows; row++)
@@ -203,4 +202,13 @@ static void sample(
             const vf4 all = sums_of_lanes(sums);
             for (int i = 0; i < GROUP; i++) w->sum[e + i] += all[i];
         }
+}
+
+/* sum += over `steps` steps and all lanes d[row] * x[column], for every awake weight. */
+static void sample(
+    const SparseWeight *w, int64_t steps, int64_t lanes, const float *d, int64_t d_step,
+    const float *x, int64_t x_step)
+{
+    if (lanes == VW) sample_lanes(w, steps, VW, d, d_step, x, x_step); /* without an inner loop */
+    else sample_lanes(w, steps, lanes, d, d_step, x, x_step);
 }
