@@ -113,18 +113,18 @@ def at_least(glance: Reading, usual_s: float | None) -> Row:
     """Return the costs of a short reading as low as they may be: no disturbance must decide.
 
     Its latency, and the joules that are estimated by it, are the lower end of the ratio to the
-    reference model, times what this takes.
+    reference model (of too few calls for an interval: half of it), times what this takes.
 
     Args:
         glance: A reading beside the reference model.
-        usual_s: What the reference takes, in s; if None, what it took in this reading.
+        usual_s: What the reference takes, in s, if it does not take less in this reading.
     """
-    row = {name: value for name, value in columns(glance).items() if value is not None}
-    ratio = glance["latency_ratio"]
-    lowest = ratio.ci95[0] if ratio.ci95 else ratio.number
-    latency_s = lowest * (usual_s or row["latency_reference_s"])
+    row, ratio = columns(glance), glance["latency_ratio"]
+    lowest = ratio.ci95[0] if ratio.ci95 else ratio.number / 2
+    now_s: float = row["latency_reference_s"]
+    latency_s = lowest * (now_s if usual_s is None else min(usual_s, now_s))
     costs = {name: value for name, value in row.items() if not name.startswith("latency_")}
-    if "energy_j" in costs:
+    if costs["energy_j"] is not None:
         costs["energy_j"] *= latency_s / row["latency_s"]
     return {**costs, "latency_s": latency_s}
 

@@ -221,7 +221,8 @@ class Search:
                 *self.try_candidate(number, proposal.candidate, baseline=bool(proposal.baseline)),
             )
         except TooCostly as gate:
-            row |= {"state": "gated", "reason": str(gate), **gate.costs}
+            known = {name: value for name, value in gate.costs.items() if value is not None}
+            row |= {"state": "gated", "reason": str(gate), **known}
         except Exception as failure:
             if _ends_the_study(failure, number):
                 raise
@@ -266,9 +267,9 @@ class Search:
                             estimate_w=self.settings.estimate_w)  # fmt: skip
         costs = at_least(glance, self.study.reference_s(self.facts.fingerprint))
         for limit in limits:
-            if limit.column in costs and limit.violation(costs) > MARGIN:
-                excess = limit.violation(costs)
-                raise TooCostly(f"{limit.text} would be missed by {excess:.0%}", costs)
+            if costs.get(limit.column) is not None and limit.violation(costs) > MARGIN:
+                excess = f"{limit.violation(costs):.0%}"
+                raise TooCostly(f"{limit.text} would be missed by {excess}", columns(glance))
 
     def _read(self, number: int, deployed: nn.Module) -> Reading:
         """Measure a deployed model, again where somebody kept the device from telling it all."""

@@ -17,6 +17,7 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from gpsearch import learned
 from gpsearch.candidate import Candidate
@@ -321,10 +322,9 @@ def _nameable(path: Path) -> Path:
     Raises:
         UserError: It cannot.
     """
-    if found := sorted(set("?%{}") & set(str(path))):
+    if set("?{}") & set(str(path)) or unquote(str(path)) != str(path):
         raise UserError(
-            f"{path}: a folder with {' or '.join(found)} in its name cannot hold a study; "
-            "give another --out"
+            f"{path}: no study can lie under a name with ?, {{, }} or %xx; give another"
         )
     return path
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -53,7 +55,11 @@ def test_a_glance_is_taken_for_the_least_that_it_may_mean():
         "energy_kind": "estimated",
         "params": 7,
     }
-    assert at_least(glance, None)["latency_s"] == pytest.approx(7.5e-3)
+    for quicker in (None, 8e-3):
+        assert at_least(glance, quicker)["latency_s"] == pytest.approx(7.5e-3)
+    few = Quantity(2.0, "1", "measured", n=3)
+    hasty = replace(glance, quantities={**glance.quantities, "latency_ratio": few})
+    assert at_least(hasty, None)["latency_s"] == pytest.approx(5e-3)
 
 
 def test_what_an_objective_lacks_is_told_with_the_reason():

@@ -193,7 +193,7 @@ def test_who_waits_for_a_stopped_measurement_says_so_once_and_gives_up(
     assert re.fullmatch(rf"gpsearch: waiting for {who}\n", capfd.readouterr().err)
     measuring.kill()
     measuring.wait()
-    with getattr(host, what)():
+    with getattr(Host(locks=tmp_path), what)():
         assert capfd.readouterr().err == ""
 
 

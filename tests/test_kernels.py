@@ -590,6 +590,25 @@ def test_sparse_computing_keeps_nothing_after_the_way_back() -> None:
     assert {id(one) for one in alive(kept)} <= {id(p) for p in model.parameters()}
 
 
+@pytest.mark.parametrize("density", [0.1, 1.0])
+@pytest.mark.parametrize("direct", [True, False])
+def test_what_is_kept_may_come_back_as_a_copy(density: float, direct: bool) -> None:
+    """As from hooks that keep it elsewhere: copies lie in places of their own."""
+    model = HLSTM(32, 64, gate_hidden=(64,), gate_direct=direct, activation="tanh")
+    masks = {n: torch.rand(p.shape) < density for n, p in model.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_(masks[name])
+    model.use_masks({n: mask for n, mask in masks.items() if mask.dim() == 2 and density < 1})
+    x, found = torch.randn(40, 32, 32, requires_grad=True), []
+    for copied in (torch.Tensor.detach, torch.Tensor.clone):
+        with torch.autograd.graph.saved_tensors_hooks(copied, lambda tensor: tensor):
+            loss = model(x)[0].square().sum()
+        found.append(torch.autograd.grad(loss, [x, *model.parameters()]))
+    for one, again in zip(*found, strict=True):
+        torch.testing.assert_close(one, again)
+
+
 def test_weights_that_changed_since_are_noticed_on_the_way_back() -> None:
     for density in (0.1, 1.0):
         model = HLSTM(32, 64, gate_hidden=(64,))

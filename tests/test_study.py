@@ -276,9 +276,9 @@ def test_a_study_that_began_without_slowdowns_goes_on_without(tmp_path):
     assert study.slowdown({"latency_s": 4e-3, "latency_ratio": 0.5}) == {}
 
 
-@pytest.mark.parametrize("name", ["what?", "50%", "{a}"])
+@pytest.mark.parametrize("name", ["what?", "a%20b", "{a}"])
 def test_a_name_that_no_database_can_have_is_refused_before_anything_is_made(tmp_path, name):
-    with pytest.raises(UserError, match="in its name cannot hold a study; give another --out"):
+    with pytest.raises(UserError, match=r"under a name with \?, \{, \} or %xx; give another"):
         a_study(tmp_path / name)
     assert not (tmp_path / name).exists()
 

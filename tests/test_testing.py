@@ -211,7 +211,7 @@ class Mute(ToyDevice):
     [
         (
             ["speaks_this_api_version", "probe_is_cheap", "closes_twice"],
-            ["", "no end within 0.05 s", "it does not start a second time: TimedOut: no end"],
+            ["", "no end within 0.5 s", "it does not start a second time: TimedOut: no end"],
         ),
         (
             ["every_call_has_its_time", "closes_twice"],
@@ -220,9 +220,10 @@ class Mute(ToyDevice):
     ],
 )
 def test_a_probe_that_hangs_ends_the_examination(checks: list[str], said: list[str]) -> None:
-    report = examine(Mute, checks={name: CHECKS[name] for name in checks}, limit_s=0.05)
+    report = examine(Mute, checks={name: CHECKS[name] for name in checks}, limit_s=0.5)
     for one, start in zip(report.outcomes, said, strict=True):
         assert one.reason.startswith(start)
+        assert (one.state == "passed") == (not start)
     assert not report.passed
 
 
@@ -243,7 +244,7 @@ def test_a_counter_that_hangs_is_not_one_that_cannot_be_read(tmp_path: Path, nam
 
     bench = Bench(Hanging(), Host(locks=tmp_path), faked)
     with pytest.raises(TimedOut, match="no end within"):
-        CHECKS[name].run(bench, 0.3)
+        CHECKS[name].run(bench, 2.0)
     assert len(reads) == 1
 
 

@@ -175,7 +175,7 @@ class _CRecurrence(ctypes.Structure):
     _fields_ = [
         *counts("steps", "block", "batch", "lanes", "size", "inputs"),
         *counts("activation", "depth", "rows", "first"),
-        *counts("x_step", "z_step", "gate_step", "h_step"),
+        *counts("x_step", "z_step", "gate_step", "h_step", "tanh_step"),
         *pointers("ih", "hh", "bias", "dense", "x", "z", "gate", "h", "c", "tanh_c"),
         *pointers("d_z", "d_gate"),
         *counts("d_gate_step"),
@@ -251,6 +251,7 @@ class _Loop:
             z_step=self.z.stride(0),
             gate_step=self.gate.stride(0),
             h_step=self.h.stride(0),
+            tanh_step=self.tanh_c.stride(0),
             ih=ctypes.addressof(self._maps[0]),
             hh=ctypes.addressof(self._maps[1]),
             bias=address(gates.bias),
@@ -268,9 +269,12 @@ class _Loop:
 
         The weights' gradients come from the same features of many steps at a time.
         """
-        sizes = [width * self.lanes for width in features]
-        rows = [self.c.new_empty(steps, apart(size))[:, :size] for size in sizes]
-        return [one.view(steps, -1, self.lanes) for one in rows]
+        return [self._rows(steps, width, apart(width * self.lanes)) for width in features]
+
+    def _rows(self, steps: int, width: int, step: int) -> Tensor:
+        """Make room for [time, feature, lane], so many floats from one step to the next."""
+        room = self.c.new_empty(steps, step)[:, : width * self.lanes]
+        return room.view(steps, width, self.lanes)
 
     def _arrays(self, inputs: int, size: int) -> list[Tensor]:
         """Make room for what goes forward and is read backward: of the maps, h, masks, layers."""
@@ -347,7 +351,8 @@ class _Loop:
         """Make room for the gradients of `_block` steps' sums, and for what is added up."""
         gates, record, size = self.gates, self._record, self.c.shape[1]
         record.block = self._block()
-        d_pre = self._room(record.block, *(one.shape[1] for one in self.pre))
+        # As far apart as the sums, which may have come back in other places than they went.
+        d_pre = [self._rows(record.block, one.shape[1], one.stride(0)) for one in self.pre]
         d_gate = (
             d_pre[0][:, gates.first :]  # the direct path's sums are the gates'
             if gates.direct

@@ -92,7 +92,8 @@ class Host:
     silence_s: float = 10.0
     """How long anybody waits for others who measure before saying so."""
     queue_s: float = 3600.0
-    """And how long in all; a measurement takes a minute, or ten where energy is counted slowly."""
+    """And how long for the same one; a measurement takes a minute, or ten where energy is counted
+    slowly."""
 
     def load(self) -> Load:
         """Return how busy the machine has been until now."""
@@ -141,17 +142,36 @@ class Host:
         """
         if _free(file, how):
             return
-        waiter = threading.Thread(target=_lock, args=(file, how), daemon=True)
+        failures: list[OSError] = []
+
+        def lock() -> None:
+            try:
+                _lock(file, how)
+            except OSError as error:
+                failures.append(error)
+
+        waiter = threading.Thread(target=lock, daemon=True)
         waiter.start()
         waiter.join(self.silence_s)
         if waiter.is_alive():
-            print(f"gpsearch: waiting for {self._keeper(file)}, which measures", file=sys.stderr)
-            waiter.join(max(0.0, self.queue_s - self.silence_s))
-        if waiter.is_alive():
-            raise UserError(
-                f"waited {self.queue_s:g} s for {self._keeper(file)}, which measures; end it, or "
-                "let it go on if it is stopped (`fg` or `kill -CONT`), and repeat"
-            )
+            keeper = self._keeper(file)
+            print(f"gpsearch: waiting for {keeper}, which measures", file=sys.stderr)
+            self._join(waiter, file, keeper)
+        if failures:
+            raise failures[0]
+
+    def _join(self, waiter: threading.Thread, file: int, keeper: str) -> None:
+        """Wait on while the lock goes from one to the next, but for each no longer than queue_s."""
+        while True:
+            waiter.join(self.queue_s)
+            if not waiter.is_alive():
+                return
+            before, keeper = keeper, self._keeper(file)
+            if keeper == before:
+                raise UserError(
+                    f"waited {self.queue_s:g} s for {keeper}, which measures; end it, or let it "
+                    "go on if it is stopped (`fg` or `kill -CONT`), and repeat"
+                )
 
     def _keeper(self, file: int) -> str:
         """Name the process that has a lock, as far as the system tells."""

@@ -153,8 +153,9 @@ class Results:
 
     def row(self, trial: int) -> Row:
         """Return a trial's row, with what was measured at the end where it was."""
-        final = self.finals.get(trial, {}).items()
-        return self.rows[trial] | {k: v for k, v in final if k.startswith(AGAIN) and v is not None}
+        final = self.finals.get(trial, {})
+        again = {name: value for name, value in final.items() if name.startswith(AGAIN)}
+        return self.rows[trial] | {k: v for k, v in again.items() if _was_read(final, k)}
 
     def at_one_speed(self, trial: int) -> Row:
         """Return the same for people to compare: what takes time as if the machine never slowed.
@@ -213,6 +214,13 @@ class Results:
         known = {name for i in self.complete for name, v in self.rows[i].items() if v is not None}
         missing = reasons.keys() - known  # what a device cannot measure may be estimated
         return {goal.name: reasons[goal.column] for goal in COSTS if goal.column in missing}
+
+
+def _was_read(row: Row, name: str) -> bool:
+    """Tell whether a reading has what a column belongs to, such as the latency of an interval."""
+    start = name.partition("_")[0]
+    whole = {"latency": "latency_s", "energy": "energy_j", "power": "energy_j"}.get(start, name)
+    return row.get(whole) is not None
 
 
 def _reasons(path: Path) -> dict[str, str]:

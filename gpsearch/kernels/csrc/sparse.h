@@ -26,7 +26,7 @@ typedef struct {
    caches, come those of the inputs and weights. */
 typedef struct {
     int64_t steps, block, batch, lanes, size, inputs, activation, depth, rows, first;
-    int64_t x_step, z_step, gate_step, h_step; /* from one step to the next; h_step: of tanh_c, too */
+    int64_t x_step, z_step, gate_step, h_step, tanh_step; /* from one step to the next */
     const SparseWeight *ih, *hh; /* rows x inputs, rows x size */
     const float *bias;           /* [rows], or NULL */
     const SparseDense *dense;
@@ -76,7 +76,7 @@ static void sparse_cell(const SparseRecurrence *r, int64_t t)
         r->rows > r->first ? r->z + t * r->z_step + r->first * r->lanes : NULL;
     const float *last = r->c + t * part;
     float *c = r->c + (t + 1) * part, *h = r->h + (t + 1) * r->h_step;
-    float *tanh_c = r->tanh_c + t * r->h_step;
+    float *tanh_c = r->tanh_c + t * r->tanh_step;
     cell_row(r->depth > 0, direct, part, gate, last, c, tanh_c, h);
 }
 
@@ -136,7 +136,7 @@ static void sparse_step_back(const SparseRecurrence *r, int64_t t, int64_t kept)
     float *d_gate = r->d_gate + kept * r->d_gate_step;
     if (r->grad_h.at) take_in(&r->grad_h, t, r->batch, r->size, r->lanes, r->d_h, 1);
     if (r->grad_c.at) take_in(&r->grad_c, t, r->batch, r->size, r->lanes, r->d_c, 1);
-    cell_row_backward(state, r->gate + t * r->gate_step, r->tanh_c + t * r->h_step,
+    cell_row_backward(state, r->gate + t * r->gate_step, r->tanh_c + t * r->tanh_step,
                       r->c + t * state, NULL, r->d_h, r->d_c, d_gate);
     for (int64_t layer = r->depth - 1; layer >= 0; layer--) {
         const SparseDense *d = &r->dense[layer];
