@@ -90,6 +90,22 @@ def read_costs(
     return dataclasses.replace(reading, quantities={**reading.quantities, **counts})
 
 
+def read_for(
+    study: Study, device: DeviceProfiler, model: nn.Module, task: Task, reference: nn.Module
+) -> Reading:
+    """Measure a model as all of a study's are: what its settings ask for, beside its reference."""
+    return read_costs(
+        device,
+        model,
+        task,
+        reference=reference,
+        reference_name=reference_name(study.space),
+        reference_s=study.reference_s(profiling.facts_of(device).fingerprint),
+        energy="energy_j" in study.settings.columns,
+        estimate_w=study.settings.estimate_w,
+    )
+
+
 def columns(reading: Reading) -> Row:
     """Return a reading as columns of ``trials.csv``; what is unavailable is None."""
     row: Row = {name: quantity.value for name, quantity in reading.quantities.items()}
@@ -228,23 +244,9 @@ def _answer(folder: Path, number: int, device: str = "") -> dict[str, Any]:
     task = tasks.find(study.settings.task, study.settings.data_path)
     learned.check(folder, task)
     model = load_model(study.trial_folder(number) / "model.pt")
-    reading = _reading(study, task, model, device or study.settings.device)
+    with profiling.closing(profiling.find(device or study.settings.device)) as profiler:
+        reading = read_for(study, profiler, model, task, reference_model(study.space, task))
     return reading.to_dict() if device else _final(study, task, model, reading)
-
-
-def _reading(study: Study, task: Task, model: nn.Module, device: str) -> Reading:
-    settings, space = study.settings, study.space
-    with profiling.closing(profiling.find(device)) as profiler:
-        return read_costs(
-            profiler,
-            model,
-            task,
-            reference=reference_model(space, task),
-            reference_name=reference_name(space),
-            reference_s=study.reference_s(profiling.facts_of(profiler).fingerprint),
-            energy="energy_j" in settings.columns,
-            estimate_w=settings.estimate_w,
-        )
 
 
 def _final(study: Study, task: Task, model: nn.Module, reading: Reading) -> Row:

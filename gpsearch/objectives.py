@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -168,6 +168,11 @@ def slowdown(row: Mapping[str, Any], reference_s: float | None) -> float | None:
     """
     ratio = row.get("latency_ratio")
     return float(row["latency_s"]) / (ratio * reference_s) if ratio and reference_s else None
+
+
+def first_reference_s(rows: Iterable[Mapping[str, Any]]) -> float | None:
+    """Return what the reference model took in the first of some readings, in s, if in any."""
+    return next(filter(None, (row.get("latency_reference_s") for row in rows)), None)
 
 
 def cost(row: Mapping[str, Any], goal: Objective) -> float | None:

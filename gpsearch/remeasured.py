@@ -19,7 +19,7 @@ from gpsearch import profiling
 from gpsearch.deploy import check_device, columns, reading_on
 from gpsearch.errors import UserError
 from gpsearch.files import read_json, slug, write_text
-from gpsearch.objectives import SLOWDOWN, front, slowdown
+from gpsearch.objectives import SLOWDOWN, first_reference_s, front, slowdown
 from gpsearch.profiling import DeviceFacts, Reading
 from gpsearch.study import Row, Study, facts_json
 
@@ -121,8 +121,7 @@ class Remeasured:
             _again(row, readings.get(row["trial"]), finals.get(row["trial"], {}))
             for row in self.study.rows()
         ]
-        took = (row.get("latency_reference_s") for row in rows)
-        first_s = next(filter(None, took), None)
+        first_s = first_reference_s(rows)
         return [row | {SLOWDOWN: slowdown(row, first_s)} for row in rows]
 
     def _path(self, number: int) -> Path:

@@ -29,8 +29,8 @@ from gpsearch.deploy import (
     columns,
     lacking,
     read_costs,
+    read_for,
     reference_model,
-    reference_name,
     remeasure,
     save_model,
 )
@@ -274,16 +274,7 @@ class Search:
     def _read(self, number: int, deployed: nn.Module) -> Reading:
         """Measure a deployed model, again where somebody kept the device from telling it all."""
         for attempt in range(1, READINGS + 1):
-            reading = read_costs(
-                self.device,
-                deployed,
-                self.task,
-                reference=self.reference,
-                reference_name=reference_name(self.space),
-                reference_s=self.study.reference_s(self.facts.fingerprint),
-                energy="energy_j" in self.settings.columns,
-                estimate_w=self.settings.estimate_w,
-            )
+            reading = read_for(self.study, self.device, deployed, self.task, self.reference)
             if (missing := lacking(reading, self.settings.goals)) is None:
                 break
             self._log(number, f"reading {attempt} of at most {READINGS}: {missing}")

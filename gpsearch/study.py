@@ -32,7 +32,14 @@ from gpsearch.files import (
     refuse_strangers,
     write_text,
 )
-from gpsearch.objectives import SLOWDOWN, Constraint, Objective, cost, slowdown
+from gpsearch.objectives import (
+    SLOWDOWN,
+    Constraint,
+    Objective,
+    cost,
+    first_reference_s,
+    slowdown,
+)
 from gpsearch.profiling import DeviceFacts
 from gpsearch.sampling import Proposal, refuse_other_choices
 from gpsearch.settings import Settings
@@ -214,8 +221,7 @@ class Study:
         before = [row for row in self.rows() if row["state"] == "complete"]
         if any(SLOWDOWN not in row for row in before):
             return {}
-        readings = [row.get("latency_reference_s") for row in [*before, costs]]
-        return {SLOWDOWN: slowdown(costs, next(filter(None, readings), None))}
+        return {SLOWDOWN: slowdown(costs, first_reference_s([*before, costs]))}
 
     def finals(self) -> dict[int, Row]:
         """Return what was measured of the front's members at the end, by trial."""

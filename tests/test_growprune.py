@@ -17,6 +17,11 @@ from gpsearch.groups import groups, weights
 from gpsearch.growprune import GrowPrune, sketch
 from gpsearch.schedule import GMP, GP, SET, Dense, RigL, Selfish
 
+UNITS_GROW_ONCE = GP(
+    structure="row_column", seed_density=0.3, grow_start=0.5, grow_end=0.5,
+    prune_start=0.9, prune_end=0.9,
+)  # fmt: skip
+
 
 def losses(model, count=3):
     """Return a function that gives one pass of losses, as a training loop would."""
@@ -437,11 +442,7 @@ class TestWholeUnits:
         torch.manual_seed(0)
         model = HLSTM(6, 8, gate_hidden=(8,))
         optimizer = torch.optim.Adam(model.parameters(), 0.01)
-        schedule = GP(
-            structure="row_column", seed_density=0.3, grow_start=0.5, grow_end=0.5,
-            prune_start=0.9, prune_end=0.9,
-        )  # fmt: skip
-        masks = GrowPrune(model, optimizer, schedule, 4)
+        masks = GrowPrune(model, optimizer, UNITS_GROW_ONCE, 4)
         before = masks.masks["bias_gate_l0"].clone()
         for epoch in range(3):
             masks.update(epoch, losses(model))
@@ -457,11 +458,7 @@ class TestWholeUnits:
         first = nn.Linear(6, 16)
         model = nn.Sequential(first, nn.ReLU(), nn.Linear(16, 2))
         optimizer = torch.optim.Adam(model.parameters(), 0.01)
-        schedule = GP(
-            structure="row_column", seed_density=0.3, grow_start=0.5, grow_end=0.5,
-            prune_start=0.9, prune_end=0.9,
-        )  # fmt: skip
-        masks = GrowPrune(model, optimizer, schedule, 4)
+        masks = GrowPrune(model, optimizer, UNITS_GROW_ONCE, 4)
         before = masks.masks["0.bias"].clone()
         x, wanted = torch.randn(64, 6), torch.randn(64, 2)
 

@@ -399,10 +399,8 @@ def test_whose_weights_are_gone_is_named_and_the_others_are_measured_again(tmp_p
     lost, *others = sorted(search.front())
     (study.trial_folder(lost) / "model.pt").unlink()
     search.run()
-    assert (
-        f"without weights (model.pt), and so not measured again: trial {lost}"
-        in (listener.notes[-1])
-    )
+    told = f"without weights (model.pt), and so not measured again: trial {lost}"
+    assert told in listener.notes[-1]
     assert sorted(study.finals()) == others
 
 
