@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from runpy import run_path
 from typing import Any
@@ -137,6 +138,19 @@ def test_a_check_that_a_busy_machine_may_spoil_is_tried_again(tmp_path: Path) ->
     seen.clear()
     with pytest.raises(CheckFailed, match="interrupted"):
         Check("spoilt_once", "latency_s", spoilt_once).run(bench)
+
+
+def reloaded(slowdown: Callable[[int], float], locks: Path) -> Bench:
+    device = FakeDevice(slowdown)
+    return Bench(device, device.host(locks), workload=lambda **sizes: (FakeModel(0.01), ()))
+
+
+def test_other_work_while_one_model_ran_is_waited_out(tmp_path: Path) -> None:
+    once = reloaded(lambda call: 4.0 if 16 <= call < 32 else 1.0, tmp_path)
+    CHECKS["the_second_time_is_like_the_first"].run(once)
+    for_good = reloaded(lambda call: 4.0 if call >= 16 else 1.0, tmp_path)
+    with pytest.raises(CheckFailed, match="one model, loaded three times, took"):
+        CHECKS["the_second_time_is_like_the_first"].run(for_good)
 
 
 def test_a_check_that_hangs_is_not_tried_again(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def run_waits_for_the_device(bench: Bench) -> None:
     )
 
 
-@check("latency_s")
+@check("latency_s", tries=3)
 def the_schedule_is_kept(bench: Bench) -> None:
     """Every time is that of the handle that was due."""
     handles = [bench.loaded(steps=5), bench.loaded(steps=1000)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from gpsearch.testing.bench import Bench
@@ -28,9 +30,18 @@ def errors_are_told_and_recovered_from(bench: Bench) -> None:
 @check("latency_s")
 def the_second_time_is_like_the_first(bench: Bench) -> None:
     """A model that is loaded anew takes its time again."""
-    runs = [bench.best([bench.loaded(steps=20)], 15)[0] for _ in range(3)]
-    if max(runs) > 3 * min(runs):
-        spread = f"{min(runs):.3g} s to {max(runs):.3g} s"
+    handles: list[Any] = []
+    least_s: list[float] = []
+    for _ in range(3):
+        handles.append(bench.loaded(steps=20))
+        least_s += bench.best(handles[-1:], 15)
+    for pause_s in (0.5, 1.0, 1.5):  # other work may have lain on all of one model's calls
+        if max(least_s) > 3 * min(least_s):
+            bench.host.sleep(pause_s)
+            again_s = [bench.best([one], 15)[0] for one in handles]
+            least_s = [min(pair) for pair in zip(least_s, again_s, strict=True)]
+    if max(least_s) > 3 * min(least_s):
+        spread = f"{min(least_s):.3g} s to {max(least_s):.3g} s"
         raise CheckFailed(f"one model, loaded three times, took {spread} a call")
 
 
