@@ -356,6 +356,20 @@ def test_a_device_that_opens_once_can_be_examined() -> None:
     assert OpensOnce.held == 0
 
 
+class NeverThere(ToyDevice):
+    """Waits for a board that does not answer."""
+
+    def __init__(self) -> None:
+        time.sleep(60)
+
+
+def test_a_device_that_cannot_be_made_in_time_is_told() -> None:
+    report = examine_named("tests.test_testing:NeverThere", limit_s=0.2)
+    assert [(one.check, one.state) for one in report.outcomes] == [("can_be_made", "failed")]
+    assert report.outcomes[0].reason == "no end within 0.2 s"
+    assert not report.passed
+
+
 def test_a_device_that_does_not_open_again_keeps_its_outcomes() -> None:
     made: list[DeviceProfiler] = []
 

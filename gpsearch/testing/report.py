@@ -19,6 +19,7 @@ from gpsearch.testing.checks import (
     LIMIT_S,
     Check,
     CheckFailed,
+    TimedOut,
     deadline,
     demanded,
 )
@@ -141,21 +142,26 @@ def examine(
     return Report(name, spoken, tuple(outcomes), demanded(spoken, lacking))
 
 
-def examine_named(name: str) -> Report:
+def examine_named(name: str, limit_s: float = LIMIT_S) -> Report:
     """Check the profiler of this name (as `gpsearch.profiling.find` takes it).
+
+    Args:
+        name: The profiler's.
+        limit_s: How long it may take to be made, and each check.
 
     Raises:
         UserError: There is none.
     """
     try:
-        with closing(find(name)):  # some devices can be opened only once at a time
+        # Closed again, since some devices can be opened only once at a time.
+        with deadline(limit_s), closing(find(name)):
             pass
-    except UserError as error:
-        if name.partition(":")[0] not in installed():
+    except (UserError, TimedOut) as error:
+        if isinstance(error, UserError) and name.partition(":")[0] not in installed():
             raise
         unusable = Outcome("can_be_made", "failed", str(error))
         return Report(name, API_VERSION, (unusable,), demanded(API_VERSION, {}))
-    return examine(lambda: find(name), name)
+    return examine(lambda: find(name), name, limit_s=limit_s)
 
 
 def _close(bench: Bench, limit_s: float) -> None:
