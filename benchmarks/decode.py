@@ -29,7 +29,7 @@ from gpsearch.compact import compact
 from gpsearch.formats import one_thread
 from gpsearch.kernels.decode import Packed
 from gpsearch.kernels.native import native
-from gpsearch.kernels.recurrence import plain
+from gpsearch.kernels.plain import plain
 from gpsearch.stream import Stream
 
 if TYPE_CHECKING:

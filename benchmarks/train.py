@@ -27,7 +27,7 @@ from gpsearch.kernels.compiled import compiled
 from gpsearch.kernels.fused import fused
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.kernels.native import native
-from gpsearch.kernels.recurrence import plain
+from gpsearch.kernels.plain import plain
 from gpsearch.profiling.intervals import quantile
 
 if TYPE_CHECKING:

@@ -102,11 +102,11 @@ class HLSTMCell(Gated):
 
     def _check_gates(self, gates: Gates, batch: int) -> None:
         """Refuse another cell's gates, by whose sizes the kernels would read and write."""
-        own = self.input_size, self.hidden_size, self.gate_hidden
+        own = self.input_size, self.hidden_size, self.gate_hidden, self.gate_direct
         widths = tuple([dense.weight.shape[2] for dense in gates.dense])
-        given = gates.ih.shape[1], gates.hh.shape[1], widths
+        given = gates.ih.shape[1], gates.hh.shape[1], widths, gates.direct
         if given != own:
-            names = "input_size, hidden_size and gate_hidden"
+            names = "input_size, hidden_size, gate_hidden and gate_direct"
             raise UserError(f"the gates have {names} {given}; those of this cell are {own}")
         if gates.masks and gates.masks[0].shape[1] != batch:
             rows = gates.masks[0].shape[1]
@@ -192,7 +192,7 @@ class HLSTM(Gated):
             raise UserError(
                 f"an LSTM with proj_size={lstm.proj_size} has no H-LSTM; use proj_size=0"
             )
-        weight = next(lstm.parameters())
+        weight: Any = lstm.weight_ih_l0  # a parameter, or a buffer, or computed
         hlstm = cls(
             lstm.input_size,
             lstm.hidden_size,

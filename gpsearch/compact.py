@@ -48,14 +48,16 @@ def compact(model: nn.Module, *, weights: str = "float32", here: bool = True) ->
 
     On this processor its recurrent layers then run, without gradients and few sequences at a time,
     in the way that is found to be fastest: by kernels in C, every weight in the format that its
-    zeros call for (see `gpsearch.formats`), or by torch. The parameters are ordinary ones.
+    zeros call for (see `gpsearch.formats`), or by torch. The parameters are ordinary ones. An
+    `nn.LSTM` may become an equal `HLSTM` for it, unless there is more to it than torch makes.
 
     Gates of an `HLSTM` lose hidden units wherever it stands in the model. State units, and neurons
-    between linear layers, go where it is known who reads them: within `nn.Sequential`, and along
-    the `Chained.compaction_chain` of a model. There data passes through activations, dropout and
-    batch norms (which are taken to be of rows of units, ``[N, units]``); any other module is a
-    border, and so is any that has hooks; what is seen across a border keeps its shape. So does a
-    layer norm, which reads every unit, and so do gates with ``gate_norm``.
+    between linear layers, go where it is known who reads them: within an `nn.Sequential`, which has
+    to be called as a whole (a forward that calls its layers one by one needs an `nn.ModuleList`),
+    and along the `Chained.compaction_chain` of a model. There data passes through activations,
+    dropout and batch norms (which are taken to be of rows of units, ``[N, units]``); any other
+    module is a border, and so is any that has hooks; what is seen across a border keeps its shape.
+    So does a layer norm, which reads every unit, and so do gates with ``gate_norm``.
 
     The four gates, and the layers and directions of one module, run at equal widths: they keep as
     many units as the widest of them needs, the others with dead units (all weights zero) among

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gpsearch.cell import HLSTM, HLSTMCell
-from gpsearch.kernels.recurrence import ACTIVATIONS
+from gpsearch.kernels.plain import ACTIVATIONS
 
 
 class Place(NamedTuple):

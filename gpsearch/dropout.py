@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpsearch.kernels.traced import traced
+
 _LEVELS = 2**16
 
 
@@ -14,7 +16,7 @@ def dropout(x: Tensor, p: float, *, training: bool = True) -> Tensor:
 
     On a CPU torch's own draws 53 random bits for an element, one element after the other, which
     was 6 % of a training step in speech. Sixteen are enough, and a draw has four times as many.
-    Elsewhere this is torch's.
+    Elsewhere, and where operations are recorded or transformed, this is torch's.
 
     Args:
         x: Any shape.
@@ -24,7 +26,7 @@ def dropout(x: Tensor, p: float, *, training: bool = True) -> Tensor:
     Raises:
         ValueError: ``p`` lies outside.
     """
-    if not training or not 0 < p < 1 or x.device.type != "cpu":
+    if not training or not 0 < p < 1 or x.device.type != "cpu" or traced():
         return F.dropout(x, p, training)
     dropped = min(round(p * _LEVELS), _LEVELS - 1)
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
@@ -35,8 +37,10 @@ def dropout(x: Tensor, p: float, *, training: bool = True) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout` by `dropout`."""
+    """`torch.nn.Dropout` by `dropout`, or by torch where it works in place."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop elements of ``x`` in training."""
+        if self.inplace:
+            return super().forward(x)
         return dropout(x, self.p, training=self.training)

@@ -162,12 +162,13 @@ def one_thread() -> Iterator[None]:
 
 
 def _may_go(lstm: nn.LSTM, model: nn.Module) -> bool:
-    """Tell whether an LSTM can be exchanged: nothing hangs on it or shares its weights."""
+    """Tell whether an LSTM can be exchanged: nothing hangs on it, is kept there or is shared."""
     owners = Counter(
         id(p) for module in model.modules() for p in set(module.parameters(recurse=False))
     )
     shared = any(owners[id(p)] > 1 for p in lstm.parameters())
-    return not (lstm.proj_size or shared or hooked(lstm))
+    more = vars(lstm).keys() - vars(nn.LSTM(1, 1)).keys()  # a user's own, which a forward may read
+    return not (lstm.proj_size or shared or more or hooked(lstm))
 
 
 def hooked(module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from gpsearch.errors import UserError
 from gpsearch.inference import Packable, Spec
 from gpsearch.kernels.gates import Dense, Gates, Norm
 from gpsearch.kernels.pattern import Patterns
-from gpsearch.kernels.recurrence import ACTIVATIONS
+from gpsearch.kernels.plain import ACTIVATIONS
 
 _DIRECT_SCALE = 0.3
 """Start of the last gate layer beside a direct path: the gates begin close to flat ones."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -120,6 +121,8 @@ class Packable(nn.Module):
 
     def decoder(self, batch: int, *inputs: Tensor) -> decode.Decoder | None:
         """Return what runs this module in C, where that may be done with these inputs."""
+        if self._deployed is not None and torch.is_grad_enabled():
+            self._deployed = None  # a step may follow, and torch's fused ones leave no trace
         if self.training or not self.formats or not decode.applies(batch, *inputs):
             return None
         kernels = native()

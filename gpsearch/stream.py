@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -40,7 +41,8 @@ class Stream:
         self, layer: nn.Module, batch: int = 1, state: Sequence[Tensor] | None = None
     ) -> None:
         layer = _suitable(layer, batch)
-        self._layer, self._batch, some = layer, batch, next(layer.parameters())
+        self._layer, self._batch = layer, batch
+        some = next(chain(layer.parameters(), layer.buffers()))  # weights may be either
         shape = layer.num_layers if isinstance(layer, HLSTM) else 1, batch, layer.hidden_size
         with torch.inference_mode(False), torch.no_grad():
             h, c = (some.new_zeros(shape) for _ in range(2))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpsearch.kernels.gates import Dense, Gates, flattened
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Layer = tuple[list[Tensor], Tensor, Tensor, list[Gates]]
 
 
@@ -70,3 +71,11 @@ def assert_same(left: list[Tensor], right: list[Tensor], tolerance: float) -> No
     for a, b in zip(left, right, strict=True):
         assert a.shape == b.shape
         assert (a - b).abs().max() <= tolerance * max(1.0, b.abs().max().item())
+
+
+def as_buffers(module: ModuleT) -> ModuleT:
+    """Return a module whose weights are no parameters any more."""
+    for name, parameter in list(module.named_parameters()):
+        delattr(module, name)
+        module.register_buffer(name, parameter.detach())
+    return module

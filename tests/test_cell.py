@@ -23,6 +23,7 @@ from gpsearch.deploy import load_model, save_model
 from gpsearch.errors import UserError
 from gpsearch.kernels.native import native
 from gpsearch.kernels.sparse import kernels_for_sparse
+from tests.recurrent import as_buffers
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -576,6 +577,7 @@ def test_a_cells_gates_are_for_as_many_rows_as_were_said() -> None:
         HLSTMCell(3, 90, gate_hidden=(6,)),
         HLSTMCell(3, 5, gate_hidden=(90,)),
         HLSTMCell(3, 5, gate_hidden=(6, 6)),
+        HLSTMCell(3, 5, gate_hidden=(6,), gate_direct=True),
     ],
     ids=lambda other: other.extra_repr(),
 )
@@ -661,4 +663,9 @@ def test_a_frozen_lstm_stays_frozen() -> None:
 def test_an_lstm_that_torch_prunes_is_taken_over_as_it_computes() -> None:
     lstm, x = nn.LSTM(3, 4), torch.randn(5, 2, 3)
     prune.random_unstructured(lstm, "weight_hh_l0", 0.5)
+    torch.testing.assert_close(HLSTM.from_lstm(lstm)(x)[0], lstm(x)[0])
+
+
+def test_an_lstm_whose_weights_are_buffers_is_taken_over() -> None:
+    lstm, x = as_buffers(nn.LSTM(3, 4)), torch.randn(5, 2, 3)
     torch.testing.assert_close(HLSTM.from_lstm(lstm)(x)[0], lstm(x)[0])

@@ -457,6 +457,21 @@ def test_packed_weights_follow_the_parameters():
         assert is_current()
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_packed_weights_follow_a_model_that_learns_in_eval_mode(fused):
+    """A step of torch's fused optimizers does not count as a change of the parameters."""
+    layer, x = deployed(masked(HLSTM(3, 4, gate_hidden=(5,)), 0.5)), torch.randn(6, 1, 3)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=fused)
+    for _ in range(2):
+        with torch.no_grad():
+            found = layer(x)[0]
+            assert layer._deployed is not None
+        wanted = layer(x)[0]
+        torch.testing.assert_close(found, wanted.detach())
+        wanted.sum().backward()
+        optimizer.step()
+
+
 def test_weights_that_are_narrow_no_more_are_packed_as_they_are():
     module, x = masked(HLSTM(3, 4, gate_hidden=(5,)), 0.5), torch.randn(6, 1, 3)
     module.formats = packed_as(module, lambda: "windows-int8")

@@ -77,3 +77,15 @@ def test_elements_fall_where_they_are_wherever_tensors_are_made_by_default() -> 
     with torch.device("meta"):
         dropped = dropout(x, 0.5)
     assert dropped.device == x.device
+
+
+def test_each_of_many_functions_at_once_may_have_draws_of_its_own() -> None:
+    torch.manual_seed(0)
+    many = torch.vmap(lambda x: dropout(x, 0.5), randomness="different")(torch.ones(2, 99))
+    assert not torch.equal(many[0], many[1])
+
+
+def test_it_may_work_in_place() -> None:
+    x = torch.ones(99)
+    assert Dropout(0.5, inplace=True)(x) is x
+    assert not x.all()

@@ -92,8 +92,10 @@ def test_an_lstm_on_which_something_hangs_stays():
     hooked.register_forward_hook(lambda *args: None)
     other = nn.LSTM(64, 96)
     other.weight_hh_l0 = tied.weight_hh_l0
+    scaled: Any = nn.LSTM(64, 96)
+    scaled.scale = 2.0
 
-    for model in nn.ModuleList([tied, other]), nn.ModuleList([hooked]):
+    for model in nn.ModuleList([tied, other]), nn.ModuleList([hooked]), nn.ModuleList([scaled]):
         assert all(type(one) is nn.LSTM for one in choose(model.eval()).children())
 
 

@@ -28,8 +28,9 @@ from gpsearch.kernels.gates import Gates, flattened
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.kernels.native import Native, available, native
 from gpsearch.kernels.pattern import Pattern, Patterns
+from gpsearch.kernels.plain import ACTIVATIONS, plain
 from gpsearch.kernels.products import linear, mkl_is_fast, room_like, torch_is_fast
-from gpsearch.kernels.recurrence import ACTIVATIONS, plain, recurrence
+from gpsearch.kernels.recurrence import recurrence
 from gpsearch.kernels.sequence import Padded
 from gpsearch.kernels.sparse import kernels_for_sparse, sparse
 from gpsearch.kernels.threads import each_in_threads
@@ -213,11 +214,49 @@ def test_states_that_were_written_to_have_no_gradient(run: Any) -> None:
 
 
 @each_run
-def test_second_derivatives_are_refused(run: Any) -> None:
+@pytest.mark.parametrize("use", ["h", "c"])
+def test_second_derivatives_are_those_of_the_written_out_recurrence(run: Any, use: str) -> None:
+    """As a penalty on gradients needs them, also where a weight is used twice in a row."""
+    torch.manual_seed(0)
+    found, example = [], layer(1, inputs=2, activation="gelu", dtype=torch.float32)
+    for way in (run, plain):
+        xs, h0, c0, gates = example
+        once = way(xs, h0, c0, gates)
+        out = way([once[0][0]], h0, c0, gates)["hc".index(use)]
+        grads = torch.autograd.grad(out.sin().sum(), leaves(example), create_graph=True)
+        penalty = torch.stack([grad.square().sum() for grad in grads]).sum()
+        again = torch.autograd.grad(penalty, leaves(example))
+        found.append([*(grad.detach() for grad in grads), *again])
+    assert_same(found[0], found[1], 1e-5)
+    assert all(one.any() for one in found[0])
+
+
+@each_run
+def test_second_derivatives_of_a_sum_are_not_forgotten(run: Any) -> None:
+    """A gradient that comes from a constant has a history, too."""
     example = layer(dtype=torch.float32)
-    (grad,) = torch.autograd.grad(run(*example)[0].sin().sum(), example[1], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    (grad,) = torch.autograd.grad(run(*example)[0].sum(), example[1], create_graph=True)
+    assert grad.requires_grad
+
+
+@each_run
+def test_many_gradients_at_once_are_those_one_by_one(run: Any) -> None:
+    torch.manual_seed(0)
+    example = layer(dtype=torch.float32)
+    hs, _ = run(*example)
+    outer = torch.randn(3, *hs.shape)
+    wanted = [torch.autograd.grad(hs, leaves(example), one, retain_graph=True) for one in outer]
+    found = torch.autograd.grad(hs, leaves(example), outer, is_grads_batched=True)
+    assert_same(list(found), [torch.stack(same) for same in zip(*wanted, strict=True)], 1e-5)
+
+
+@each_run
+def test_second_derivatives_of_what_autocast_has_cast_are_refused(run: Any) -> None:
+    example = layer(dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = run(*example)[0].sum()
+    with pytest.raises(RuntimeError, match="is differentiable once"):
+        torch.autograd.grad(loss, leaves(example), create_graph=True)
 
 
 @each_run
@@ -526,9 +565,12 @@ def test_a_mask_of_another_shape_is_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script")  # of torch's own counter
+@pytest.mark.parametrize("both_ways", [False, True])
 @pytest.mark.parametrize("density", [0.1, 1.0])
-def test_what_is_watched_or_transformed_is_torchs_own(density: float) -> None:
-    model, x = HLSTM(5, 16, gate_hidden=(8,)), torch.randn(6, 20, 5)
+def test_what_is_watched_or_transformed_is_torchs_own(density: float, both_ways: bool) -> None:
+    torch.manual_seed(0)
+    model = HLSTM(5, 16, gate_hidden=(8,), bidirectional=both_ways)
+    x = torch.randn(6, 20, 5)
     if density < 1:
         masks = {n: torch.rand(p.shape) < density for n, p in model.named_parameters()}
         with torch.no_grad():
@@ -541,7 +583,10 @@ def test_what_is_watched_or_transformed_is_torchs_own(density: float) -> None:
     torch.testing.assert_close(graph(x), plainly, atol=1e-5, rtol=1e-5)
     with FlopCounterMode(display=False) as counter:
         model(x)
-    assert counter.get_total_flops() == 2 * 6 * 20 * 4 * ((5 + 16) * 8 + 8 * 16)
+    each = 2 * 6 * 20 * 4 * ((5 + 16) * 8 + 8 * 16)
+    assert counter.get_total_flops() == each * (1 + both_ways)
+    many = torch.vmap(lambda x: model(x)[0])(torch.stack([x, -x]))
+    torch.testing.assert_close(many[0], plainly, atol=1e-5, rtol=1e-5)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
         tangent = torch.autograd.forward_ad.unpack_dual(model(dual)[0]).tangent

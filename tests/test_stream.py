@@ -12,6 +12,7 @@ from torch import nn
 
 from gpsearch import HLSTM, HLSTMCell, Stream, UserError
 from gpsearch.kernels import native
+from tests.recurrent import as_buffers
 
 needs_kernels = pytest.mark.skipif(native.native() is None, reason="the kernels were not built")
 ways = pytest.mark.parametrize("way", ["torch", pytest.param("C", marks=needs_kernels)])
@@ -164,3 +165,9 @@ def test_a_model_goes_on_from_a_stream():
     with torch.inference_mode():
         assert head(stream(torch.ones(1, 3))).shape == (1, 2)
     assert head(stream(torch.ones(1, 3))).requires_grad
+
+
+def test_weights_may_be_buffers():
+    layer, x = HLSTM(5, 7, gate_hidden=(6,)).eval(), torch.randn(1, 5)
+    wanted = Stream(layer)(x)
+    torch.testing.assert_close(Stream(as_buffers(layer))(x), wanted)

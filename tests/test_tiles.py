@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gpsearch.kernels.compiled import compiled
 from gpsearch.kernels.native import Native, available, native
-from gpsearch.kernels.recurrence import plain
+from gpsearch.kernels.plain import plain
 from gpsearch.kernels.tiles import in_tiles, put_product, terms
 from tests.memory import before_a_wall
 from tests.recurrent import assert_same, layer, leaves, results

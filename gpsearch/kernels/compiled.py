@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
-from torch.autograd.function import once_differentiable
 
 from gpsearch.kernels.gates import Gates, flattened, restored
 from gpsearch.kernels.native import Native, counts, pointers
+from gpsearch.kernels.plain import goes_further, gradients
 from gpsearch.kernels.products import linear, room_like, torch_is_fast
 from gpsearch.kernels.threads import Slice, each_in_threads, slices
 from gpsearch.kernels.tiles import in_tiles, put_product, terms
@@ -42,7 +42,7 @@ def compiled(
     c0: Float[Tensor, "dir batch hidden"],
     gates: Sequence[Gates],
 ) -> tuple[Float[Tensor, "dir time batch hidden"], Float[Tensor, "dir time batch hidden"]]:
-    """Run one layer without gate norms over all time steps, in float32; differentiable once."""
+    """Run one layer without gate norms over all time steps, in float32."""
     fixed = native, gates[0].activation, tuple(g.masks for g in gates)
     hs, cs = _Compiled.apply(*fixed, h0, c0, *xs, *flattened(gates))  # type: ignore[no-untyped-call]
     return hs, cs
@@ -57,9 +57,8 @@ class _Compiled(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.set_materialize_grads(False)
         dirs = len(masks)
-        (h0, c0), weights = leaves[:2], leaves[2 + dirs :]
-        xs = tuple(one.resolve_neg() for one in leaves[2 : 2 + dirs])
-        weights = tuple(None if one is None else one.contiguous().resolve_neg() for one in weights)
+        h0, c0 = leaves[:2]
+        xs, weights = readable(leaves, dirs)
         steps, batch, _ = xs[0].shape
         h, c = (h0.new_empty(dirs, steps + 1, *h0.shape[1:]) for _ in range(2))
         h[:, 0], c[:, 0] = h0, c0
@@ -67,19 +66,22 @@ class _Compiled(torch.autograd.Function):
         loops = [_Loop.begin(native, *one) for one in zip(gates, xs, h, c, strict=True)]
         parts = _parts(batch, dirs)
         _in_threads(native.forward, [loop.forward(native, parts) for loop in loops], parts)
-        ctx.fixed = native, activation, masks, len(weights)
-        ctx.save_for_backward(*xs, *weights, h, c, *(one for loop in loops for one in loop.saved()))
+        ctx.fixed = native, activation, masks, len(leaves)
+        ctx.save_for_backward(*leaves, h, c, *(one for loop in loops for one in loop.saved()))
         return h[:, 1:], c[:, 1:]
 
     @staticmethod
     @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
-    @once_differentiable
     def backward(
         ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         native, activation, masks, count = ctx.fixed
         dirs = len(masks)
-        xs, weights, (h, c, *saved) = _split(ctx.saved_tensors, dirs, count)
+        leaves, (h, c, *saved) = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        if goes_further(grad_h, grad_c):
+            needed = ctx.needs_input_grad[3:]
+            return None, None, None, *gradients(activation, masks, leaves, needed, grad_h, grad_c)
+        xs, weights = readable(leaves, dirs)
         kept = len(saved) // dirs
         gates = restored(activation, masks, weights)
         loops = [
@@ -104,10 +106,6 @@ class _Compiled(torch.autograd.Function):
             for d, loop in enumerate(loops)
         ]
         return None, None, None, d_h, d_c, *d_xs, *d_weights
-
-
-def _split(tensors: Sequence[Tensor | None], dirs: int, count: int) -> tuple[Any, Any, Any]:
-    return tensors[:dirs], tensors[dirs : dirs + count], tensors[dirs + count :]
 
 
 class _CDense(ctypes.Structure):
@@ -370,6 +368,13 @@ def _put_sum_of_products(
 def _part(tensor: Tensor | None, direction: int) -> Tensor | None:
     """Return one direction of a gradient, contiguous."""
     return None if tensor is None else tensor[direction].contiguous().resolve_neg()
+
+
+def readable(leaves: Sequence[Any], dirs: int) -> tuple[list[Tensor], list[Any]]:
+    """Return the inputs and the weights as they can be read in C."""
+    xs = [one.resolve_neg() for one in leaves[2 : 2 + dirs]]
+    weights = leaves[2 + dirs :]
+    return xs, [None if one is None else one.contiguous().resolve_neg() for one in weights]
 
 
 def address(tensor: Tensor | None) -> int | None:

@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
-from torch.autograd.function import once_differentiable
 
 from gpsearch.kernels.gates import Gates, flattened, restored
+from gpsearch.kernels.plain import goes_further, gradients
 from gpsearch.kernels.products import linear, room_like, sums_of_products
 
 _aten = torch.ops.aten
@@ -64,7 +64,7 @@ def fused(
     c0: Float[Tensor, "dir batch hidden"],
     gates: Sequence[Gates],
 ) -> tuple[Float[Tensor, "dir time batch hidden"], Float[Tensor, "dir time batch hidden"]]:
-    """Run one layer without gate norms over all time steps; differentiable once."""
+    """Run one layer without gate norms over all time steps."""
     fixed = gates[0].activation, tuple(g.masks for g in gates)
     hs, cs = _Fused.apply(*fixed, h0, c0, *xs, *flattened(gates))  # type: ignore[no-untyped-call]
     return hs, cs
@@ -81,19 +81,22 @@ class _Fused(torch.autograd.Function):
         (h0, c0), xs, weights = leaves[:2], leaves[2 : 2 + dirs], leaves[2 + dirs :]
         loop = _Forward(xs, h0, c0, restored(activation, masks, weights))
         trace = loop.run()
-        ctx.fixed, ctx.counts = (activation, masks), (dirs, len(weights), len(trace.post))
-        ctx.save_for_backward(*xs, *weights, *trace.tensors())
+        ctx.fixed, ctx.counts = (activation, masks), (dirs, len(leaves), len(trace.post))
+        ctx.save_for_backward(*leaves, *trace.tensors())
         return trace.h[:, 1:], trace.c[1:].transpose(0, 1)
 
     @staticmethod
     @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         dirs, count, depth = ctx.counts
-        xs, saved = ctx.saved_tensors[:dirs], ctx.saved_tensors[dirs:]
+        leaves, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         activation, masks = ctx.fixed
-        trace = _Trace.of(saved[count:], dirs, depth)
-        loop = _Backward(restored(activation, masks, saved[:count]), trace, *grads)
+        if goes_further(*grads):
+            needed = ctx.needs_input_grad[2:]
+            return None, None, *gradients(activation, masks, leaves, needed, *grads)
+        xs, weights = leaves[2 : 2 + dirs], leaves[2 + dirs :]
+        trace = _Trace.of(saved, dirs, depth)
+        loop = _Backward(restored(activation, masks, weights), trace, *grads)
         d_h0, d_c0 = loop.run()
         d_dense = loop.dense_gradients()
         d_weights = [

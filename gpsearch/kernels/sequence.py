@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gpsearch.kernels.traced import traced
+
 
 class Padded:
     """The order in which each direction reads a batch of ``steps`` x ``batch`` inputs.
@@ -83,6 +85,8 @@ def _permuted(
     rows: Float[Tensor, "rows width"], order: Int[Tensor, " rows"]
 ) -> Float[Tensor, "rows width"]:
     """Reorder rows by an ``order`` that is its own inverse."""
+    if traced():
+        return rows.index_select(0, order)
     result: Tensor = _Involution.apply(rows, order)  # type: ignore[no-untyped-call]
     return result
 

@@ -14,18 +14,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
-from torch.autograd.function import once_differentiable
 
 from gpsearch.kernels.compiled import (
     KINDS,
     SLOPE_BY_OUTPUT,
     address,
     in_place,
+    readable,
 )
 from gpsearch.kernels.gates import Gates, flattened, restored
 from gpsearch.kernels.native import Native, counts, pointers
 from gpsearch.kernels.native import native as find_native
 from gpsearch.kernels.pattern import CPattern, Patterns
+from gpsearch.kernels.plain import goes_further, gradients
 from gpsearch.kernels.products import apart
 from gpsearch.kernels.threads import each_in_threads, slices
 
@@ -90,8 +91,8 @@ class _Sparse(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.set_materialize_grads(False)
         dirs = len(masks)
-        (h0, c0), xs, weights = leaves[:2], leaves[2 : 2 + dirs], leaves[2 + dirs :]
-        weights = tuple(None if one is None else one.contiguous().resolve_neg() for one in weights)
+        h0, c0 = leaves[:2]
+        xs, weights = readable(leaves, dirs)
         steps, batch, _ = xs[0].shape
         parts = slices(batch, min(batch // native.lanes(1), -(-torch.get_num_threads() // dirs)))
         hs = h0.new_empty(dirs, steps, *h0.shape[1:])
@@ -108,9 +109,8 @@ class _Sparse(torch.autograd.Function):
         jobs = [(loop, *outside[d]) for d, own in enumerate(loops) for loop in own]
         each_in_threads(_Loop.forward, jobs)
         ctx.fixed = native, patterns, activation, masks, parts
-        ctx.x_shapes = [x.shape for x in xs]
         # Not to be written to: with one part the c are what is returned.
-        ctx.save_for_backward(*cs, *weights, *(one for loop, *_ in jobs for one in loop.kept))
+        ctx.save_for_backward(*cs, *leaves, *(one for loop, *_ in jobs for one in loop.kept))
         in_rows = [
             c[:, 1:, :, : stop - start].mT for c, (start, stop) in zip(cs, parts, strict=True)
         ]
@@ -118,14 +118,17 @@ class _Sparse(torch.autograd.Function):
 
     @staticmethod
     @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
-    @once_differentiable
     def backward(
         ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         native, patterns, activation, masks, parts = ctx.fixed
-        each = len(ctx.needs_input_grad) - 6 - len(masks)  # weights
-        cs, weights, kept = _split(ctx.saved_tensors, len(parts), each)
-        arrays = iter(_equal_parts(kept, len(masks) * len(parts)))
+        dirs, needed = len(masks), ctx.needs_input_grad[4:]
+        cs, leaves, kept = _split(ctx.saved_tensors, len(parts), len(needed))
+        if goes_further(grad_h, grad_c):
+            own = gradients(activation, masks, leaves, needed, grad_h, grad_c)
+            return None, None, None, None, *own
+        xs, weights = readable(leaves, dirs)
+        arrays = iter(_equal_parts(kept, dirs * len(parts)))
         loops = [
             [_Loop(native, *own, c[d], slice(*part), next(arrays))
              for c, part in zip(cs, parts, strict=True)]
@@ -134,12 +137,9 @@ class _Sparse(torch.autograd.Function):
             )
         ]  # fmt: skip
         c = cs[0]
-        states = len(loops), ctx.x_shapes[0][1], c.shape[2]
+        states = dirs, xs[0].shape[1], c.shape[2]
         d_h0, d_c0 = (c.new_empty(states) for _ in range(2))
-        d_xs = [
-            d_h0.new_empty(shape) if ctx.needs_input_grad[6 + d] else None
-            for d, shape in enumerate(ctx.x_shapes)
-        ]
+        d_xs = [d_h0.new_empty(x.shape) if needed[2 + d] else None for d, x in enumerate(xs)]
         grads = [None if one is None else _in_rows(one) for one in (grad_h, grad_c)]
         jobs = [
             (loop, *(None if one is None else one[d] for one in grads), d_xs[d], d_h0[d], d_c0[d])
@@ -386,8 +386,8 @@ class _Loop:
             setattr(self._record, name, _COutside(first, step, row))
 
 
-def _split(saved: Sequence[Any], parts: int, weights: int) -> tuple[Any, Any, Any]:
-    return saved[:parts], saved[parts : parts + weights], saved[parts + weights :]
+def _split(saved: Sequence[Any], parts: int, leaves: int) -> tuple[Any, Any, Any]:
+    return saved[:parts], saved[parts : parts + leaves], saved[parts + leaves :]
 
 
 def _equal_parts(arrays: Sequence[Tensor], count: int) -> list[Sequence[Tensor]]:
