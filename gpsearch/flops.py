@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.rnn import PackedSequence
 
 from gpsearch.cell import HLSTM, HLSTMCell
-from gpsearch.computed import copied, own_weights
+from gpsearch.computed import copied, masked_weights, own_weights, remaining
 from gpsearch.errors import UserError
 from gpsearch.profiling import Quantity, arguments_on
 from gpsearch.quantize import narrow_bytes, recurrent_matrices
@@ -59,7 +59,8 @@ def count(model: nn.Module, example: tuple[Any, ...]) -> dict[str, Quantity]:
         flops_dense, flops_effective (without the products of zero weights), params,
         params_nonzero, and weight_bytes: what parameters and float buffers need, where the matrices
         of recurrent layers that 8 or 16 bits hold exactly count as such (see `gpsearch.quantize`;
-        torch, and a saved model, keep all of them in 32).
+        torch, and a saved model, keep all of them in 32). What `torch.nn.utils.prune` masks is
+        zero, and its masks take no bytes.
 
     Raises:
         UserError: The model has weights but no countable product, or one that cannot be counted.
@@ -80,17 +81,18 @@ def count(model: nn.Module, example: tuple[Any, ...]) -> dict[str, Quantity]:
 
 def weights(model: nn.Module) -> dict[str, Quantity]:
     """Count parameters, those that are not zero, and the bytes that they take; see `count`."""
-    parameters = list(model.parameters())
-    stored = parameters + [one for one in model.buffers() if one.is_floating_point()]
-    saved = sum(one.nbytes - narrow_bytes(one) for one in recurrent_matrices(model))
+    parameters = remaining(model)
+    masks = {id(mask) for module in model.modules() for _, _, mask in masked_weights(module)}
+    buffers = [one for one in model.buffers() if one.is_floating_point() and id(one) not in masks]
+    saved = sum(one.nbytes - narrow_bytes(left) for one, left in recurrent_matrices(model))
 
     def counted(value: int, unit: str) -> Quantity:
         return Quantity(value, unit, "analytic", method="counted", scope="model")
 
     return {
         "params": counted(sum(one.numel() for one in parameters), "1"),
-        "params_nonzero": counted(sum(_nonzeros(one) for one in parameters), "1"),
-        "weight_bytes": counted(sum(one.nbytes for one in stored) - saved, "B"),
+        "params_nonzero": counted(sum(map(_nonzeros, parameters.values())), "1"),
+        "weight_bytes": counted(sum(one.nbytes for one in (*parameters, *buffers)) - saved, "B"),
     }
 
 
@@ -145,7 +147,7 @@ def _observe(
     outputs: dict[nn.Module, list[Any]] = defaultdict(list)
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        uses[module].append(_applications(module, _first(args, kwargs), out))
+        uses[module].append(_applications(module, args, kwargs, out))
         if isinstance(module, _RECURRENT):
             outputs[module].append(out)
 
@@ -157,12 +159,17 @@ def _observe(
     return uses, outputs
 
 
-def _applications(module: nn.Module, read: Tensor | PackedSequence, out: Any) -> int:
-    """Return how often a call multiplies by each weight: once a row, or once a position."""
+def _applications(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+) -> int:
+    """Return how often a call multiplies by each weight: once a position, or once a row."""
+    read = _first(args, kwargs)
+    if isinstance(module, HLSTM) and (lengths := kwargs.get("lengths")) is not None:
+        return int(lengths.sum())  # what is padding would not be there in packed sequences
     if isinstance(module, _ConvNd):
         transposed = isinstance(module, _ConvTransposeNd)
         spread, channels = (read, module.in_channels) if transposed else (out, module.out_channels)
-        return int(spread.numel()) // channels  # type: ignore[union-attr]
+        return int(spread.numel()) // channels
     return math.prod(_rows(read).shape[:-1])
 
 

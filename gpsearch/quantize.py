@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gpsearch.cell import HLSTM, HLSTMCell
+from gpsearch.computed import apply_masks, computed_weights, remaining
 from gpsearch.errors import UserError
 
 TYPES = ("float32", "bfloat16", "int8")
@@ -36,22 +37,26 @@ def quantize_weights(model: nn.Module, weights: str) -> bool:
         model: Any module; its `HLSTM`, `HLSTMCell` and torch's own recurrent layers are changed.
         weights: "float32" leaves them, "bfloat16" keeps 8 significant bits of each; "int8" makes
             each a whole number within 127 times a scale of its row (symmetric, after training).
-            Parameters of 16 bits stay as they are.
+            Parameters of 16 bits stay as they are, and so does what `torch.nn.utils.prune` masks.
 
     Returns:
         Whether anything was changed: what is rounded already stays.
 
     Raises:
-        UserError: There is no such type.
+        UserError: There is no such type, or a matrix is computed anew at every call.
     """
     if weights not in TYPES:
         raise UserError(f"weights={weights!r} should be one of {', '.join(TYPES)}")
+    if weights == "float32":
+        return False
+    _refuse_computed(model, weights)
     changed = False
-    for weight in recurrent_matrices(model):
-        narrow = rounded(weight, weights)
-        if not ((narrow == weight) | weight.isnan()).all():
-            weight.copy_(narrow)
+    for weight, left in recurrent_matrices(model):
+        narrow = rounded(left, weights)
+        if not ((narrow == left) | left.isnan()).all():
+            weight.copy_(narrow.where(left != 0, weight))
             changed = True
+    apply_masks(model)
     return changed
 
 
@@ -78,11 +83,24 @@ def narrow_bytes(weight: Float[Tensor, "rows in"]) -> int:
     return plain.nbytes // (2 if rounded(plain, "bfloat16").equal(plain) else 1)
 
 
-def recurrent_matrices(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the weights that may be narrow, each once."""
+def recurrent_matrices(model: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Yield the weights that may be narrow, each once, and what masks leave of them."""
     layers = [one for one in model.modules() if isinstance(one, _RECURRENT)]
-    found = {id(p): p for layer in layers for p in layer.parameters(recurse=False) if p.dim() == 2}
-    yield from found.values()
+    own = {p for layer in layers for p in layer.parameters(recurse=False) if p.dim() == 2}
+    yield from ((weight, left) for weight, left in remaining(model).items() if weight in own)
+
+
+def _refuse_computed(model: nn.Module, weights: str) -> None:
+    """Refuse matrices that would not be narrow though what they are computed of were."""
+    for place, layer in model.named_modules():
+        names = computed_weights(layer) if isinstance(layer, _RECURRENT) else []
+        for name in names:
+            if name.startswith("weight") and getattr(layer, name).dim() == 2:
+                raise UserError(
+                    f"weights={weights!r}: {place}{'.' if place else ''}{name} is computed anew at "
+                    "every call; make it permanent first: remove_parametrizations, "
+                    "remove_weight_norm or the like, of torch.nn.utils"
+                )
 
 
 def _whole_numbers(

@@ -82,7 +82,7 @@ def grow_and_prune(
 
     Raises:
         TrainingFailed: The loss is NaN or explodes, a weight is not finite, the development error
-            is NaN, or memory runs out.
+            is NaN, there is no batch, or memory runs out.
         UserError: ``folder`` holds the checkpoint of another training.
     """
     run = _Run(model.to(device), task, schedule, training, data, seed, pause)
@@ -91,6 +91,7 @@ def grow_and_prune(
         write_text(folder / "history.csv", history_csv(run.history))
     while run.epoch < training.epochs:
         with run.enough_memory():
+            run.count_batches()
             started = time.perf_counter()
             event = run.change_masks()
             phase = run.masks.phase(run.epoch)
@@ -131,6 +132,8 @@ class _Run:
             "training": asdict(training),
             "seed": seed,
         }
+        self.batches_per_epoch = 0
+        """Counted once a run, so no part of a checkpoint."""
         self.epoch = 0
         self.first_loss: float | None = None
         self.error: float | None = None
@@ -152,6 +155,30 @@ class _Run:
                 f"({self.training.batch_size}) or architecture.hidden_size"
             ) from error
 
+    def count_batches(self) -> None:
+        """Count an epoch's batches once, to know its share that is over; all may not fit at once.
+
+        They are those of the first epoch, so that a training that goes on counts the same.
+        """
+        if not self.batches_per_epoch:
+            cuda = {p.device for p in self.model.parameters() if p.is_cuda}
+            with torch.random.fork_rng(cuda):
+                self.batches_per_epoch = sum(1 for _ in self._batches(0))
+
+    def _batches(self, epoch: int) -> Iterator[Any]:
+        """Yield an epoch's batches, each made when it is wanted and nobody measures."""
+        none = True
+        self.pause()
+        for batch in self.task.batches(self.training, epoch, self.seed):
+            none = False
+            yield batch
+            self.pause()
+        if none:
+            raise TrainingFailed(
+                f"the task {self.task.name} gives no batch in epoch {epoch}: give it more training "
+                f"data, or lower training.batch_size ({self.training.batch_size})"
+            )
+
     def change_masks(self) -> str:
         """Grow, prune or step back as the schedule wants; return what was done, for people."""
         before = self.masks.density
@@ -165,12 +192,12 @@ class _Run:
     def train_epoch(self) -> float:
         """Pass once over the training data and return the mean loss."""
         self.model.train()
-        batches = list(self.task.batches(self.training, self.epoch, self.seed))
         total = 0.0
-        for step, batch in enumerate(batches):
-            share = (self.epoch + step / len(batches)) / self.training.epochs
+        for step, batch in enumerate(self._batches(self.epoch)):
+            done = min(step / self.batches_per_epoch, 1.0)  # there may be more than in the first
+            share = (self.epoch + done) / self.training.epochs
             total += self._step(batch, learning_rate(self.training, share), step)
-        loss = self._believed(total / len(batches))
+        loss = self._believed(total / (step + 1))
         self._check_weights()
         return loss
 
@@ -201,7 +228,6 @@ class _Run:
     def _step(self, batch: Any, rate: float, step: int) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.pause()
         self.optimizer.zero_grad()
         loss = self.task.loss(self.model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -222,8 +248,7 @@ class _Run:
     def _losses(self) -> Any:
         """One pass of losses with frozen weights, for growth."""
         self.model.train()
-        for step, batch in enumerate(self.task.batches(self.training, self.epoch, self.seed)):
-            self.pause()
+        for step, batch in enumerate(self._batches(self.epoch)):
             loss = self.task.loss(self.model, batch)
             self._finite(loss, step)
             yield loss

@@ -40,6 +40,7 @@ _READY = "gpsearch-ready"
 _PIECE = 192 << 10
 """Bytes of weights in one line: each has its own deadline."""
 _MOST_LOADED = 4
+"""Programs in the agent at a time; more only where one run takes more."""
 _SSH = "ssh -T -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15"
 
 
@@ -135,7 +136,7 @@ class RemoteProfiler:
         program = exported(model, example)
         whole = json.dumps(program.text).encode() + program.weights + packed(program.example)[1]
         handle = Handle(checksum(whole), program)
-        self._persist(lambda pipe: self._send(pipe, handle))
+        self._persist(lambda pipe: self._send(pipe, handle, [handle]))
         return handle
 
     def run(self, handles: Sequence[Handle], schedule: Sequence[int]) -> list[float]:
@@ -166,14 +167,11 @@ class RemoteProfiler:
         self._pipe = self._pipe or Pipe(self.name, self.command, self.patience.start_s)
         return self._pipe
 
-    def _send(self, pipe: Pipe, handle: Handle) -> None:
+    def _send(self, pipe: Pipe, handle: Handle, needed: Sequence[Handle]) -> None:
         """Load a program into the agent, unless it is there."""
         if handle.name in self._loaded:
             return
-        while len(self._loaded) >= _MOST_LOADED:
-            oldest = next(iter(self._loaded))
-            pipe.ask(self.patience.answer_s, "unload", name=oldest)
-            del self._loaded[oldest]
+        self._make_room(pipe, {one.name for one in needed})
         program, (layout, example) = handle.program, packed(handle.program.example)
         weights = program.weights
         request = {
@@ -197,6 +195,13 @@ class RemoteProfiler:
             raise Unsupported(f"device {self.name!r} runs this model wrong: {difference}")
         self._loaded[handle.name] = handle
 
+    def _make_room(self, pipe: Pipe, needed: set[str]) -> None:
+        """Unload the oldest programs above the limit, but none that is needed together."""
+        spare = [name for name in self._loaded if name not in needed]
+        for name in spare[: max(0, len(self._loaded) + 1 - _MOST_LOADED)]:
+            pipe.ask(self.patience.answer_s, "unload", name=name)
+            del self._loaded[name]
+
     def _put(self, pipe: Pipe, blob: bytes) -> None:
         name, size = checksum(blob), len(blob)
         for start in range(0, max(1, size), _PIECE):  # of nothing, too, there is a file
@@ -207,7 +212,7 @@ class RemoteProfiler:
 
     def _run(self, pipe: Pipe, handles: Sequence[Handle], schedule: Sequence[int]) -> list[float]:
         for handle in handles:
-            self._send(pipe, handle)
+            self._send(pipe, handle, handles)
         names = [handle.name for handle in handles]
         usual_s = sum(self._call_s.get(names[index], 0.0) for index in schedule)
         deadline_s = self.patience.answer_s + self.patience.lock_s + 10 * usual_s

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpsearch.errors import UserError
-from gpsearch.tasks import bitext
+from gpsearch.tasks import bitext, digest_of
 from gpsearch.tasks.bitext import LONGEST, Pair, load, looks_tokenised, split_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,6 +93,33 @@ def test_a_side_that_nobody_sees_is_empty(tmp_path):
     found = load(folder(tmp_path / "d", train_cs=f"ano\n{unseen}\nne\n", train_sk="a\nb\nc\n"))
     assert [pair.source for pair in found.splits["train"]] == ["ano", "ne"]
     assert found.notes[-1].endswith("the first in line 2")
+
+
+@pytest.mark.parametrize("lost", ["\ufffd", "\u2581", " \ufffd\u2581 \ufffd"])
+def test_a_side_of_lost_letters_or_sentencepieces_spaces_is_empty(tmp_path, lost):
+    found = load(folder(tmp_path / "d", train_cs=f"ano\n{lost}\nne\n", train_sk="a\nb\nc\n"))
+    assert [pair.source for pair in found.splits["train"]] == ["ano", "ne"]
+
+
+def test_letters_are_read_in_their_composed_form(tmp_path):
+    found = load(folder(tmp_path / "data", train_sk="a\u0301no\nnie\n"))
+    assert found.splits["train"][0] == Pair("ano", "\u00e1no")
+
+
+@pytest.mark.parametrize("side", ["cs", "sk"])
+def test_text_in_pieces_of_bpe_is_refused_with_the_mend(tmp_path, side):
+    told = refusal(folder(tmp_path / "data", **{f"train_{side}": "ano\nd@@ ob@@ ře\n"}))
+    assert told == (
+        f"train.{side}:2: has words cut into BPE's pieces, as 1 of 2 lines have; join them, for "
+        "instance with `sed -E 's/@@( |$)//g'`"
+    )
+    assert "cut into BPE" in refusal(folder(tmp_path / "data", **{f"train_{side}": "an@@\nne\n"}))
+
+
+def test_a_line_that_speaks_of_pieces_is_none(tmp_path):
+    text = "ano\n" * 99 + "the mark @@ joins\n"
+    found = load(folder(tmp_path / "data", train_cs=text, train_sk=text))
+    assert found.splits["train"][-1].source == "the mark @@ joins"
 
 
 def test_characters_that_only_look_like_line_ends_split_no_sentence(tmp_path):
@@ -193,6 +220,60 @@ def test_a_table_is_read_as_anki_has_it(tmp_path):
     assert load(tmp_path / "deu-eng.zip").splits == found.splits
 
 
+def test_tatoebas_own_export_is_read_without_its_ids(tmp_path):
+    path = tmp_path / "export.tsv"
+    rows = [f"{i}\tword {i}\t{1000 + i}\tWort {i}" for i in range(400)]
+    path.write_text("\ufeff" + "\n".join(rows) + "\n")
+    found = load(path)
+    assert found.languages == ("fourth column", "second column")
+    assert found.notes == (
+        f"translating the fourth column of {path} into the second column, without the ids of "
+        "tatoeba.org's export",
+    )
+    assert found.splits == load(table(tmp_path / "deu.txt")).splits
+    path.write_text("\n".join([*rows, "400\tword\t1400"]))
+    assert f"{path}:401: has 3 of 4 columns; a line should be ID, tab, TRANSL" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{}\tword {}\tWort {}", "has only numbers in its first column; "),
+        ("word {}\t{}\tWort {}", "has only numbers in its second column; "),
+        ("{}\t{}\t{}\tWort {}", "has only numbers in its second column; "),
+    ],
+)
+def test_a_column_of_numbers_holds_no_sentences(tmp_path, line, told):
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(line.format(i, i, i, i) + "\n" for i in range(400)))
+    assert refusal(path) == (
+        f"{path}: {told}keep the two columns of sentences, for instance with `cut -f2,3`"
+    )
+
+
+def test_no_sentence_that_is_judged_by_was_learnt(tmp_path):
+    path = table(tmp_path / "pairs.tsv")
+    whole = load(path).splits
+    [tested, developed] = [whole[split][0].source for split in ("test", "dev")]
+    into = {split: whole[split][1].target for split in whole}
+    added = [
+        (into["train"], f"{tested.upper()}!"), (into["train"], developed), (into["dev"], tested)
+    ]  # fmt: skip
+    path.write_text(path.read_text() + "".join(f"{t}.\t{s}\n" for t, s in added))
+    found = load(path)
+    assert found.splits == whole
+    assert found.notes[-1] == (
+        f"2 training and 1 development pairs of {path} left out: the same sentences, case and "
+        "punctuation aside, are in development or test"
+    )
+
+
+def test_a_table_whose_sentences_are_all_alike_is_too_small(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f"word {i}\tWort\n" for i in range(400)))
+    assert "is too small, no sentence falls into the train split" in refusal(path)
+
+
 @given(st.text(), st.sampled_from([str.upper, str.title, lambda text: f"  {text} ?!"]))
 def test_case_and_punctuation_do_not_change_a_translations_split(text, change):
     if change(text).casefold().strip(" ?!") == text.casefold().strip(" ?!"):
@@ -202,10 +283,14 @@ def test_case_and_punctuation_do_not_change_a_translations_split(text, change):
 def test_a_broken_table_is_named_with_its_line(tmp_path):
     path = table(tmp_path / "pairs.tsv")
     path.write_text(path.read_text() + "no tab here\n")
-    assert f"{path}:401: has no tab" in refusal(path)
+    assert f"{path}:401: has 1 of 2 columns; a line should be TRANSLATION, tab, SE" in refusal(path)
     assert "is too small" in refusal(table(path, pairs=3))
     (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04")
     assert "is a damaged .zip" in refusal(tmp_path / "broken.zip")
+
+
+def test_the_packages_splits_stay_those_that_models_were_trained_with():
+    assert digest_of(load().splits.items()) == "1f6098ae06b08a08"
 
 
 def test_the_packages_pairs_are_whole_and_no_test_translation_was_learnt():

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from gpsearch.tasks.bleu import LOWER, bleu
+from gpsearch.tasks.bleu import LOWER, bleu, tokeniser_of
 
 REFERENCES = ["The cat sat on the mat.", "It was a cold day."]
 
@@ -36,3 +36,39 @@ def test_tokenised_text_is_joined_for_one_and_compared_as_it_is_for_the_other():
     assert found[LOWER] == pytest.approx((3 / 7) ** (1 / 4))
     # Joined and split again by 13a: it ' s 5 a . m . , right ?
     assert found["bleu"] != pytest.approx(found[LOWER], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("references", "tokeniser"),
+    [
+        (["The cat sat on the mat."], "13a"),
+        (["고양이가 매트 위에 앉았다."], "13a"),  # Korean has spaces
+        (["猫坐在垫子上。", "我爱 Microsoft。"], "zh"),
+        (["猫坐在垫子上。"] * 5 + ["我很喜欢《となり》。"], "zh"),
+        (["猫がマットの上に座った。"], "char"),
+        (["ﾏｯﾄ"], "char"),
+        (["แมวนั่งบนเสื่อ"], "char"),
+        (["ແມວນັ່ງ"], "char"),
+        (["ឆ្មាអង្គុយ"], "char"),
+        (["ကြောင်ထိုင်သည်"], "char"),
+        (["Tōkyō (東京) is large."], "13a"),
+        (["1.", "?"], "13a"),
+        ([], "13a"),
+    ],
+)
+def test_the_tokeniser_goes_by_the_script_of_the_references(references, tokeniser):
+    assert tokeniser_of(references) == tokeniser
+
+
+@pytest.mark.parametrize(
+    ("reference", "nearly"),
+    [("猫坐在我的垫子上面。", "狗坐在我的垫子上面。"), ("แมวนั่งบนเสื่อ", "หมานั่งบนเสื่อ")],
+)
+def test_a_translation_into_a_script_without_spaces_is_seen_to_be_nearly_right(reference, nearly):
+    tokeniser = tokeniser_of([reference])
+    found, signatures = bleu([nearly], [reference], language="xx", tokeniser=tokeniser)
+    assert 0.5 < found["bleu"] < 1
+    assert found[LOWER] == found["bleu"]
+    assert all(f"tok:{tokeniser}" in signature for signature in signatures.values())
+    blind, _ = bleu([nearly], [reference], language="xx")
+    assert blind["bleu"] < 0.5

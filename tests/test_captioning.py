@@ -1,3 +1,6 @@
+import sys
+
+import numpy as np
 import pytest
 import torch
 
@@ -115,3 +118,17 @@ def test_the_task_is_found_by_name_and_wants_data():
     assert tasks.default_space("captioning") == "captioning"
     with pytest.raises(UserError, match=r"^captioning needs --data, .*vgg_feats\.mat"):
         tasks.find("captioning")
+
+
+def test_other_features_of_the_same_size_are_other_data(tmp_path, task):
+    folder = captioned.folder(tmp_path)
+    assert tasks.digest(CaptioningTask(folder)) == tasks.digest(task)  # vgg_feats.mat
+
+    np.save(folder / "feats.npy", captioned.features()[::-1])
+    assert tasks.digest(CaptioningTask(folder)) != tasks.digest(task)
+
+
+def test_what_scores_the_captions_is_wanted_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider_scorer", None)
+    with pytest.raises(UserError, match=r"extra captioning: pip install pycocoevalcap$"):
+        CaptioningTask(tmp_path / "nowhere")

@@ -49,12 +49,30 @@ def test_words_have_neither_capitals_nor_spaces(text):
     assert words(" ".join(words(text))) == words(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Cafe\u0301, caf\u00e9!", ("caf\u00e9", "caf\u00e9")),
+        ("कुत्ता दौड़ता है।", ("कुत्ता", "दौड़ता", "है")),
+        ("หมาวิ่ง", ("หมาวิ่ง",)),
+        ("I \u2764\ufe0f dogs", ("i", "dogs")),
+        ("'Rock'n'roll' at 7_8 don\u2019t--stop", ("rock'n'roll", "at", "7", "8", "don't", "stop")),
+    ],
+)
+def test_words_keep_their_marks_and_inner_apostrophes(text, found):
+    assert words(text) == found
+
+
 def _no_captions(content):
     content["images"][3]["sentences"] = []
 
 
 def _no_words(content):
     content["images"][3]["sentences"][1] = {"tokens": []}
+
+
+def _one_text(content):
+    content["images"][3]["sentences"][1] = {"tokens": "a red dog"}
 
 
 def _wrong_split(content):
@@ -74,6 +92,7 @@ def _no_sentences(content):
     [
         (_no_captions, "1 of 36 images cannot be used:\n  03.jpg: no captions"),
         (_no_words, "03.jpg: a caption without words"),
+        (_one_text, "tokens 'a red dog' are no list of words"),
         (_wrong_split, "split 'validation' is none of train, restval, val, test"),
         (_twice, "imgid are not 0 to 35, each once"),
         (_no_sentences, "no 'sentences'"),

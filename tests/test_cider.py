@@ -1,5 +1,8 @@
+import sys
+
 import pytest
 
+from gpsearch.errors import UserError
 from gpsearch.tasks.cider import scores
 
 REFERENCES = [
@@ -32,3 +35,9 @@ def test_a_word_that_all_images_have_counts_for_nothing():
 def test_nothing_is_printed(capsys):
     scores([captions[1] for captions in REFERENCES], REFERENCES)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_missing_library_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider_scorer", None)
+    with pytest.raises(UserError, match=r"extra captioning: pip install pycocoevalcap$"):
+        scores(["a red dog"], REFERENCES[:1])

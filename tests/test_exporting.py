@@ -253,3 +253,10 @@ def test_a_model_that_torch_has_pruned_can_be_exported() -> None:
     layer = HLSTM(3, 6, gate_hidden=(4,))
     prune.random_unstructured(layer, "weight_gate_hh_l0", 0.5)
     assert in_numpy(layer, torch.randn(5, 2, 3)) <= 1e-5
+
+
+def test_a_model_is_exported_in_inference_mode_too() -> None:
+    outside = HLSTM(3, 6, gate_hidden=(4,))
+    with torch.inference_mode():
+        for layer in (outside, HLSTM(3, 6, gate_hidden=(4,))):
+            assert in_numpy(layer, torch.randn(5, 2, 3)) <= 1e-5

@@ -375,3 +375,45 @@ def test_what_torch_prunes_counts_by_what_is_left() -> None:
     model(x)  # weights that have been computed with gradients cannot be copied as they are
     found = values(model, x)
     assert (found["flops_dense"], found["flops_effective"]) == (128, 64)
+
+
+@pytest.mark.parametrize("make", [nn.LSTM, HLSTM])
+def test_what_torch_masks_is_no_weight_and_its_mask_takes_no_bytes(make: type[nn.Module]) -> None:
+    model, x = make(3, 8), torch.zeros(5, 1, 3)
+    before = values(model, x)
+    name, matrix = next((n, p) for n, p in model.named_parameters() if "hh" in n and p.dim() == 2)
+    prune.random_unstructured(model, name, 40)
+    assert values(model, x) == {
+        **before,
+        "flops_effective": before["flops_dense"] - 2 * 5 * 40,
+        "params_nonzero": before["params"] - 40,
+    }
+    with torch.no_grad():  # what was computed before is not what counts
+        matrix.zero_()
+    assert values(model, x)["params_nonzero"] == before["params"] - matrix.numel()
+
+
+def test_a_weight_that_is_masked_in_one_of_two_places_counts_once_and_in_full() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    prune.random_unstructured(model[1], "weight", 6)
+    found = values(model, torch.zeros(1, 4))
+    assert (found["params"], found["params_nonzero"], found["weight_bytes"]) == (16, 16, 64)
+    assert found["flops_effective"] == 2 * (16 + 10)
+
+
+@pytest.mark.parametrize("gate_hidden", [(), (4,)])
+def test_padding_costs_nothing_as_in_packed_sequences(gate_hidden: tuple[int, ...]) -> None:
+    class WithLengths(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = HLSTM(3, 5, 2, bidirectional=True, gate_hidden=gate_hidden)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            output: Tensor = self.layer(x, lengths=lengths)[0]
+            return output
+
+    lengths = torch.tensor([7, 2, 4])
+    found = values(WithLengths(), torch.zeros(7, 3, 3), lengths)
+    by_hand = hlstm_flops(3, 5, gate_hidden, steps=7 + 2 + 4, layers=2, directions=2)
+    assert found["flops_dense"] == found["flops_effective"] == by_hand

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from gpsearch.errors import UserError
-from gpsearch.tasks.image_features import read
+from gpsearch.tasks import image_features
+from gpsearch.tasks.image_features import digest, read
 from tests import captioned
 
 NAMES = [f"{place:02}.jpg" for place in range(len(captioned.SPLITS))]
@@ -28,7 +29,7 @@ def test_every_format_gives_a_row_an_image(tmp_path, name):
             kind,
             arrays.array_shapes(min_dims=2, max_dims=2, max_side=6),
             elements=st.integers(0, 9).map(kind),
-        )
+        ).filter(np.any)
     )
 )
 def test_numpys_own_forms_come_back(tmp_path_factory, rows):
@@ -56,7 +57,7 @@ def test_a_transposed_matrix_is_turned(tmp_path):
 
 
 def _spoilt(row, value):
-    rows = captioned.features()
+    rows = captioned.features().astype(float)
     rows[row, 2] = value
     return rows
 
@@ -68,6 +69,9 @@ def _spoilt(row, value):
         (captioned.features()[None], "holds 1 x 36 x 7 of float32, not a matrix"),
         (_spoilt(4, np.nan), "1 of 36 images hold NaN or infinity, such as row 4, 04.jpg"),
         (_spoilt(9, np.inf), "such as row 9, 09.jpg"),
+        (_spoilt(9, 1e300), "such as row 9, 09.jpg"),
+        (1e-300 * captioned.features().astype(float), "all features are 0"),
+        (0 * captioned.features(), "all features are 0, which tell nothing; compute them again"),
         (np.array([["a"]]), "not a matrix of numbers"),
     ],
 )
@@ -94,3 +98,24 @@ def test_of_several_arrays_one_has_to_be_called_feats(tmp_path):
     assert len(read(tmp_path / "good.npz", NAMES)) == len(read(tmp_path / "one.npz", NAMES)) == 36
     with pytest.raises(UserError, match=r"holds vgg, resnet; .* called 'feats'"):
         read(tmp_path / "bad.npz", NAMES)
+
+
+def test_a_digest_tells_features_apart_but_not_their_files(tmp_path):
+    told = set()
+    for name, write in captioned.WRITERS.items():
+        write(tmp_path / name, captioned.features())
+        told.add(digest(read(tmp_path / name, NAMES)))
+    for kind in (np.float16, np.float64, np.uint8):
+        np.save(tmp_path / "f.npy", captioned.features().astype(kind))
+        told.add(digest(read(tmp_path / "f.npy", NAMES)))
+
+    assert len(told) == 1
+    assert digest(torch.from_numpy(captioned.features()[::-1].copy())) not in told
+
+
+def test_a_digest_is_that_of_all_rows_however_many_are_taken_at_once(monkeypatch):
+    rows = torch.from_numpy(captioned.features())
+    whole = digest(rows)
+    monkeypatch.setattr(image_features, "ROWS_AT_ONCE", 5)
+    assert digest(rows) == whole
+    assert digest(rows[:35]) != whole

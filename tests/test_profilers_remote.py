@@ -276,6 +276,19 @@ def test_many_models_do_not_fill_the_device(tmp_path: Path) -> None:
         assert len(device.run(handles[:2], [1, 0, 1])) == 3  # loaded again
 
 
+def test_a_run_keeps_what_it_needs_be_it_the_oldest_or_more_than_the_limit(tmp_path: Path) -> None:
+    with closing(RemoteProfiler(shell(tmp_path), "small")) as device:
+        handles = [device.load(nn.Linear(3, n), EXAMPLE) for n in range(1, 6)]
+        agent = device._pipe
+        first, oldest, second, *others = handles  # the first had to make room
+        assert len(device.run([oldest, first], [0, 1])) == 2
+        assert list(device._loaded) == [one.name for one in (oldest, *others, first)]
+        assert len(device.run([*others, second, first, oldest], [0, 1, 2, 3, 4])) == 5
+        device.load(nn.Linear(3, 6), EXAMPLE)
+        assert len(device._loaded) == 4
+        assert device._pipe is agent  # which was not lost on the way
+
+
 def test_a_model_may_lack_weights(tmp_path: Path) -> None:
     with closing(RemoteProfiler(shell(tmp_path), "small")) as device:
         assert len(device.run([device.load(nn.ReLU(), EXAMPLE)], [0, 0])) == 2

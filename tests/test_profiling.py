@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from gpsearch.errors import Unsupported, UserError
 from gpsearch.profiling import (
@@ -504,3 +506,13 @@ def test_a_file_s_profiler_has_a_name_that_holds_everywhere(folder: Path) -> Non
     assert from_anywhere("toy_device.py:Many:second") == f"{folder}/toy_device.py:Many:second"
     for name in ("cpu", "gpu:1", "toy_device:Toy", "ssh:me@host"):
         assert from_anywhere(name) == name
+
+
+def test_in_inference_mode_the_same_is_measured(tmp_path: Path) -> None:
+    class Watching(FakeDevice):
+        def load(self, model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
+            assert not torch.ones(1).is_inference()  # a copy with such weights would be slow
+            return model
+
+    with torch.inference_mode():
+        assert read(Watching(), tmp_path)["latency_s"].value == 0.002

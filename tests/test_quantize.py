@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune, remove_weight_norm, weight_norm
 
 from gpsearch import HLSTM, HLSTMCell, UserError, compact
 from gpsearch.candidate import Deployment
@@ -170,3 +171,81 @@ def test_a_row_that_is_no_number_stays_as_it_is() -> None:
     assert torch.equal(found[0], weight[0])
     assert found[1].isfinite().all()
     assert narrow_bytes(found) == found.nbytes
+
+
+WAYS: dict[str, Any] = {
+    "new": (parametrizations.weight_norm, parametrize.remove_parametrizations),
+    "old": (weight_norm, remove_weight_norm),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("make", [HLSTM, nn.LSTM])
+@pytest.mark.parametrize(("compute", "make_permanent"), WAYS.values(), ids=WAYS.keys())
+def test_a_matrix_that_is_computed_is_refused_until_it_is_permanent(make, compute, make_permanent):
+    layer = make(3, 4)
+    name = "weight_gate_hh_l0" if make is HLSTM else "weight_hh_l0"
+    compute(layer, name)
+    before = copy.deepcopy(layer.state_dict())
+
+    assert not quantize_weights(layer, "float32")
+    said = rf"^weights='int8': rnn\.{name} is computed anew at every call; make it permanent first"
+    with pytest.raises(UserError, match=said):
+        quantize_weights(nn.ModuleDict({"first": nn.LSTM(3, 4), "rnn": layer}), "int8")
+    assert all(one.equal(before[name]) for name, one in layer.state_dict().items())
+
+    make_permanent(layer, name)
+    assert quantize_weights(layer, "int8")
+    assert rounded(getattr(layer, name), "int8").equal(getattr(layer, name))
+
+
+def test_a_computed_bias_is_no_matrix():
+    layer = nn.LSTM(3, 4)
+    parametrize.register_parametrization(layer, "bias_hh_l0", nn.Tanh())
+
+    assert quantize_weights(layer, "int8")
+
+
+@torch.no_grad()
+def test_what_torchs_masks_leave_is_rounded_and_read_at_once():
+    cell: Any = nn.LSTMCell(2, 1, bias=False)
+    cell.weight_ih.copy_(torch.tensor([[9.0, 1.0], [127.0, 1.4], [0.0, 0.0], [1.0, 1.0]]))
+    mask = torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
+    prune.custom_from_mask(cell, "weight_ih", mask)
+
+    assert quantize_weights(cell, "int8")
+    assert cell.weight_ih[:2].tolist() == [[0, pytest.approx(1, 1e-4)], [127, 1]]
+    assert cell.weight_ih_orig[0, 0] == 9
+    assert not quantize_weights(cell, "int8")
+    prune.remove(cell, "weight_ih")
+    assert not quantize_weights(cell, "int8")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [HLSTM, nn.LSTM])
+def test_a_compact_model_that_torch_prunes_has_narrow_weights(make):
+    layer, x = make(3, 8), torch.randn(5, 1, 3)
+    for name in [name for name, p in layer.named_parameters() if p.dim() == 2]:
+        prune.random_unstructured(layer, name, 0.5)
+
+    small: Any = compact(layer, weights="int8")
+
+    left = [getattr(small, name.removesuffix("_orig")) for name, _ in small.named_parameters()]
+    narrow = [one for one in left if one.dim() == 2]
+    assert all(rounded(one, "int8").equal(one) for one in narrow)
+    torch.testing.assert_close(small(x)[0], layer(x)[0], atol=0.02, rtol=0)
+    assert count(small)["weight_bytes"].value == sum(
+        narrow_bytes(one) if one.dim() == 2 else one.nbytes for one in left
+    )
+
+
+@torch.no_grad()
+def test_one_matrix_under_two_masks_is_rounded_once_for_both():
+    one, other = nn.LSTMCell(4, 4), nn.LSTMCell(4, 4)
+    other.weight_ih = one.weight_ih
+    for cell in (one, other):
+        prune.random_unstructured(cell, "weight_ih", 0.5)
+    both = nn.ModuleList([one, other])
+
+    assert quantize_weights(both, "int8")
+    assert not quantize_weights(both, "int8")

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,12 @@ import torch
 from gpsearch.candidate import Architecture, Training
 from gpsearch.errors import UserError
 from gpsearch.schedule import GMP, GP, Dense, RigL
-from gpsearch.train import Epoch, TrainingFailed, grow_and_prune, learning_rate
+from gpsearch.train import Epoch, TrainingFailed, _Run, grow_and_prune, learning_rate
 from tests.toy import ToyTask
 
 ARCHITECTURE = Architecture(hidden_size=8, gate_width=6, dropout=0.2)
 TRAINING = Training(epochs=8, batch_size=16, learning_rate=0.02, kick_epochs=0)
+SMALL_BATCHES = dataclasses.replace(TRAINING, batch_size=4)
 
 
 def train(
@@ -232,6 +235,115 @@ def test_memory_may_run_out_while_connections_grow_or_in_evaluation():
     for task, epoch in (growing, 1), (HungryTask(), 0):
         with pytest.raises(TrainingFailed, match=f"out of memory in epoch {epoch}: lower training"):
             train(task=task, schedule=GP())
+
+
+class LazyTask(ToyTask):
+    """A task that knows how many of its batches are alive, and draws from torch's generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+        self.most = 0
+
+    def batches(self, training, epoch, seed):
+        for x, y in super().batches(training, epoch, seed):
+            made = x.clone()
+            self.alive.add(made)
+            self.most = max(self.most, len(self.alive))
+            yield made, y
+            del made
+
+
+@pytest.mark.parametrize("schedule", [Dense(), GP()])
+def test_an_epochs_batches_are_never_there_all_at_once(schedule):
+    task = LazyTask()
+    trained = train(task=task, schedule=schedule, training=SMALL_BATCHES)
+    assert equal_weights(trained, train(schedule=schedule, training=SMALL_BATCHES))
+    assert task.most <= 3
+
+
+class DrawingTask(ToyTask):
+    """A task that draws from torch's own generator, as a data loader that shuffles does."""
+
+    def batches(self, training, epoch, seed):
+        torch.rand(1)
+        return super().batches(training, epoch, seed)
+
+
+def test_to_count_the_batches_draws_no_random_number():
+    run = _Run(ToyTask().build(ARCHITECTURE), DrawingTask(), Dense(), TRAINING, None, 0, list)
+    before = torch.get_rng_state()
+    run.count_batches()
+
+    assert run.batches_per_epoch == 4
+    assert torch.get_rng_state().equal(before)
+
+
+class ShrinkingTask(ToyTask):
+    """A task with fewer batches in every epoch."""
+
+    def batches(self, training, epoch, seed):
+        return list(super().batches(training, epoch, seed))[epoch:]
+
+
+class GrowingTask(ToyTask):
+    """A task with more batches in every epoch."""
+
+    def batches(self, training, epoch, seed):
+        return list(super().batches(training, epoch, seed)) * (1 + epoch)
+
+
+def test_an_epoch_with_more_batches_than_the_first_ends_at_its_own_learning_rate():
+    run = _Run(ToyTask().build(ARCHITECTURE), GrowingTask(), Dense(), TRAINING, None, 0, list)
+    run.count_batches()
+    run.epoch = TRAINING.epochs - 1
+    run.train_epoch()
+
+    assert run.optimizer.param_groups[0]["lr"] == learning_rate(TRAINING, 1.0)
+
+
+class NoBatches(ToyTask):
+    """A task that drops every batch that is not full, and none is."""
+
+    def batches(self, training, epoch, seed):
+        return []
+
+
+@pytest.mark.parametrize(("task", "epoch"), [(NoBatches(), 0), (ShrinkingTask(), 4)])
+@pytest.mark.parametrize("schedule", [Dense(), GP(), RigL()])
+def test_a_task_that_gives_no_batch_is_told_in_one_line(task, epoch, schedule):
+    message = rf"^the task toy gives no batch in epoch {epoch}: .* training.batch_size \(16\)$"
+    with pytest.raises(TrainingFailed, match=message):
+        train(task=task, schedule=schedule)
+
+
+class FullTask(ToyTask):
+    """A task for whose second batch there is no memory."""
+
+    def batches(self, training, epoch, seed):
+        yield next(super().batches(training, epoch, seed))
+        raise MemoryError
+
+
+def test_memory_may_run_out_while_a_batch_is_made():
+    with pytest.raises(TrainingFailed, match="out of memory in epoch 0: lower training"):
+        train(task=FullTask())
+
+
+def test_every_batch_is_made_after_a_pause():
+    told: list[str] = []
+
+    class Told(ToyTask):
+        def batches(self, training, epoch, seed):
+            for batch in super().batches(training, epoch, seed):
+                told.append("batch")
+                yield batch
+
+    grow_and_prune(
+        Told().build(ARCHITECTURE), Told(), GP(), TRAINING, pause=lambda: told.append("pause")
+    )
+    assert "batch" in told
+    assert all(before == "pause" for before, one in pairwise(told) if one == "batch")
 
 
 class NumpyTask(ToyTask):

@@ -7,10 +7,11 @@ import torch
 
 from gpsearch import tasks
 from gpsearch.candidate import Architecture, Training
+from gpsearch.errors import UserError
 from gpsearch.schedule import GMP, Dense
 from gpsearch.tasks.bitext import Pair
 from gpsearch.tasks.subwords import END, PAD, START
-from gpsearch.tasks.translation import TranslationTask
+from gpsearch.tasks.translation import Example, TranslationTask, _batch
 from gpsearch.train import grow_and_prune
 
 SMALL = Architecture(
@@ -176,6 +177,42 @@ def test_pairs_too_long_to_be_decoded_are_left_out_of_training_and_told(tmp_path
     assert len(found.examples["train"]) == len(found.corpus.splits["train"]) == 68
     assert "1 of 69 training pairs left out" in found.notes[-1]
     assert found.notes[-1].endswith("the first is pair 1")
+
+
+def test_a_corpus_of_nothing_but_long_pairs_is_refused(tmp_path):
+    folder = corpus(tmp_path)
+    for language in ("de", "en"):
+        (folder / f"train.{language}").write_text(("Tom " * 1_200).strip() + "\n")
+    with pytest.raises(UserError) as told:
+        TranslationTask(folder)
+    assert str(told.value) == (
+        f"--data {folder}: all 1 training pairs have 100 or more sub-words on a side; a line "
+        "should be one sentence"
+    )
+
+
+def test_a_perfect_translation_has_1_however_its_letters_are_written(tmp_path):
+    folder = corpus(tmp_path)
+    for path in folder.glob("*.en"):
+        path.write_text(path.read_text().replace(".", "… ²ﬁ\uff01"))
+    found = TranslationTask(folder)
+    said = found.vocabularies[1].decode([e.target for e in found.examples["dev"]])
+    assert said == [pair.target for pair in found.corpus.splits["dev"]]
+    assert found._score(said, "dev")[0]["bleu"] == 1
+
+
+def test_into_a_script_without_spaces_bleu_goes_by_the_scripts_tokeniser(tmp_path, task):
+    folder = corpus(tmp_path)
+    for path in folder.glob("*.en"):
+        path.write_text("".join("猫坐在垫子上。\n" for _ in path.read_text().splitlines()))
+    found = TranslationTask(folder)
+    assert found.notes[-1] == "BLEU by sacrebleu's tokeniser zh, after the references' script"
+    assert "tok:zh" in found._score(["猫坐在垫子上。"] * 14, "dev")[1]["bleu"]
+    assert not any("tokeniser" in note for note in task.notes)
+
+
+def test_a_batch_has_numbers_even_of_nothing():
+    assert _batch([Example([], [])], 0.0).source.dtype == torch.long
 
 
 def test_tokenised_text_is_known_and_told(tmp_path):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
+import torch
 from torch import nn
 
 from gpsearch.computed import copied
@@ -39,6 +40,7 @@ AGENT = files("gpsearch.exporting") / "agent.py"
 """The file that a device runs."""
 
 
+@torch.inference_mode(False)  # tensors made within it do not tell whether they are overwritten
 def exported(model: nn.Module, example: tuple[Any, ...]) -> Program:
     """Return what ``model`` computes in evaluation mode, for arguments shaped as ``example``.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from gpsearch.errors import UserError, line_of
@@ -70,6 +71,7 @@ class Reading:
         return cls(**{**fields, "quantities": named})
 
 
+@torch.inference_mode(False)  # within it no copy's weights could be watched, nor run in C
 def measure(
     device: DeviceProfiler,
     model: nn.Module,

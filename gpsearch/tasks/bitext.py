@@ -29,6 +29,8 @@ LONGEST = 5_000
 """Characters of a line; the longest of the 330,000 lines of IWSLT's German-English has 1,100."""
 HELD_OUT = 20
 """Of a table without splits, one sentence in so many is for development, and one for testing."""
+PIECES = 0.05
+"""The share of lines with a word in pieces from which on a text counts as cut by BPE."""
 _FORMS = (
     "a folder with train.SRC, train.TGT, valid.SRC, valid.TGT, test.SRC and test.TGT (SRC and TGT "
     "for the languages), IWSLT's folder, or a table of pairs (.tsv, .txt or .zip)"
@@ -50,6 +52,23 @@ class Line(NamedTuple):
 
     number: int
     text: str
+
+
+class Columns(NamedTuple):
+    """Which columns of a table have the sentences, from 0."""
+
+    source: int
+    target: int
+    languages: tuple[str, str]
+    """What the columns are called, as nothing tells their languages."""
+    line: str
+    """What a line should be."""
+
+
+_ANKI = Columns(1, 0, ("second column", "first column"), "TRANSLATION, tab, SENTENCE")
+_TATOEBA = Columns(
+    3, 1, ("fourth column", "second column"), "ID, tab, TRANSLATION, tab, ID, tab, SENTENCE"
+)
 
 
 @dataclass(frozen=True)
@@ -75,11 +94,13 @@ def load(data: Path | None = None) -> Bitext:
     """
     if data is None:
         content = files("gpsearch.tasks.data").joinpath(TATOEBA).read_bytes()
-        return _of_table(TATOEBA, content, ("de", "en"))
+        pairs = _aligned((TATOEBA, TATOEBA), *_sides(TATOEBA, _rows(TATOEBA, content), _ANKI), [])
+        # Its splits stay as they are: models were trained and compared with them.
+        return Bitext(("de", "en"), _split(pairs))
     if not data.exists():
         raise UserError(f"--data {data}: there is no such file or folder; it should be {_FORMS}")
     if data.is_file():
-        return _of_table(str(data), _table(data), ("second column", "first column"))
+        return _of_table(str(data), _table(data))
     is_iwslt = any(data.glob("*.xml")) or any(data.glob("train.tags.*"))
     return _of_iwslt(data) if is_iwslt else _of_folder(data)
 
@@ -188,27 +209,60 @@ def _table(path: Path) -> bytes:
         raise UserError(f"{path}: is a damaged .zip ({error})") from error
 
 
-def _of_table(where: str, content: bytes, languages: tuple[str, str]) -> Bitext:
-    """Read target and source from the first two columns, as Anki has them."""
-    targets, sources = [], []
-    for number, text in lines(where, content):
-        cells = text.split("\t")
-        if len(cells) < 2:
-            raise UserError(
-                f"{where}:{number}: has no tab; a line should be TRANSLATION, tab, SENTENCE"
-            )
-        targets.append(Line(number, cells[0].strip()))
-        sources.append(Line(number, cells[1].strip()))
-    notes = [f"translating the {languages[0]} of {where} into the {languages[1]}"]
-    if languages == ("de", "en"):
-        notes = []
-    splits: dict[Split, list[Pair]] = {"train": [], "dev": [], "test": []}
-    for pair in _aligned((where, where), sources, targets, notes):
-        splits[split_of(pair.target)].append(pair)
+def _of_table(where: str, content: bytes) -> Bitext:
+    """Read a user's table, without splits of its own."""
+    rows = _rows(where, content)
+    columns = _TATOEBA if _has_ids(rows) else _ANKI
+    source, target = columns.languages
+    notes = [f"translating the {source} of {where} into the {target}"]
+    if columns is _TATOEBA:
+        notes[0] += ", without the ids of tatoeba.org's export"
+    splits = _split(_aligned((where, where), *_sides(where, rows, columns), notes))
+    _keep_apart(where, splits, notes)
     for split, pairs in splits.items():
         if not pairs:
             raise UserError(f"{where}: is too small, no sentence falls into the {split} split")
-    return Bitext(languages, splits, tuple(notes))
+    return Bitext(columns.languages, splits, tuple(notes))
+
+
+def _rows(where: str, content: bytes) -> list[list[str]]:
+    return [[cell.strip() for cell in text.split("\t")] for _, text in lines(where, content)]
+
+
+def _has_ids(rows: list[list[str]]) -> bool:
+    """Say whether sentences come with their numbers: ID, TRANSLATION, ID, SENTENCE."""
+    found = [len(row) > 3 and row[0].isdecimal() and row[2].isdecimal() for row in rows]
+    return sum(found) > len(found) / 2
+
+
+def _sides(where: str, rows: list[list[str]], columns: Columns) -> tuple[list[Line], list[Line]]:
+    """Return a table's sources and targets.
+
+    Raises:
+        UserError: A line has too few columns, or a column has no sentences but numbers.
+    """
+    places = (columns.source, columns.target)
+    for number, row in enumerate(rows, start=1):
+        if len(row) <= max(places):
+            raise UserError(
+                f"{where}:{number}: has {len(row)} of {max(places) + 1} columns; a line should be "
+                f"{columns.line}"
+            )
+    for place, name in zip(places, columns.languages, strict=True):
+        if all(row[place].isdecimal() for row in rows):
+            raise UserError(
+                f"{where}: has only numbers in its {name}; keep the two columns of sentences, for "
+                "instance with `cut -f2,3`"
+            )
+    source, target = ([Line(i, row[at]) for i, row in enumerate(rows, start=1)] for at in places)
+    return source, target
+
+
+def _split(pairs: list[Pair]) -> dict[Split, list[Pair]]:
+    splits: dict[Split, list[Pair]] = {"train": [], "dev": [], "test": []}
+    for pair in pairs:
+        splits[split_of(pair.target)].append(pair)
+    return splits
 
 
 def split_of(target: str) -> Split:
@@ -217,16 +271,40 @@ def split_of(target: str) -> Split:
     Case and punctuation make no difference, so that "Hi!" cannot be tested on after "Hi." was
     learnt.
     """
-    words = " ".join(re.findall(r"\w+", target.casefold()))
-    share = int(hashlib.sha256(words.encode()).hexdigest()[:8], 16) % HELD_OUT
+    share = int(hashlib.sha256(_words(target).encode()).hexdigest()[:8], 16) % HELD_OUT
     return "dev" if share == 0 else "test" if share == 1 else "train"
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def _keep_apart(where: str, splits: dict[Split, list[Pair]], notes: list[str]) -> None:
+    """Leave out of training what is said in the other splits, and of development what is tested.
+
+    A sentence has several translations, and `split_of` keeps only the translations apart.
+    """
+    said: set[str] = set()
+    left_out: dict[Split, int] = {}
+    order: tuple[Split, ...] = ("test", "dev", "train")
+    for split in order:
+        keys = [_words(pair.source) for pair in splits[split]]
+        kept = [key not in said for key in keys]
+        splits[split] = list(compress(splits[split], kept))
+        left_out[split] = kept.count(False)
+        said.update(keys)
+    if any(left_out.values()):
+        notes.append(
+            f"{left_out['train']:,} training and {left_out['dev']:,} development pairs of {where} "
+            "left out: the same sentences, case and punctuation aside, are in development or test"
+        )
 
 
 # What all forms have in common
 
 
 def lines(where: str, content: bytes) -> list[Line]:
-    """Return the lines of a text file.
+    """Return the lines of a text file, each letter in its one composed form (NFC).
 
     Raises:
         UserError: The file is empty, no UTF-8, or has a line that cannot be one sentence.
@@ -249,7 +327,8 @@ def lines(where: str, content: bytes) -> list[Line]:
                 f"{where}:{number}: has {len(row):,} characters; a line should be one sentence, of "
                 f"at most {LONGEST:,}"
             )
-    return [Line(number, row.strip()) for number, row in enumerate(rows, start=1)]
+    composed = (unicodedata.normalize("NFC", row).strip() for row in rows)
+    return [Line(number, row) for number, row in enumerate(composed, start=1)]
 
 
 def _pairs(sides: list[Path], read: Callable[[Path], list[Line]], notes: list[str]) -> list[Pair]:
@@ -263,9 +342,11 @@ def _aligned(
     """Put two sides together, without the pairs that lack one.
 
     Raises:
-        UserError: The sides differ in length, or no pair is left.
+        UserError: The sides differ in length, one is cut into pieces, or no pair is left.
     """
     where, other = names
+    for name, side in zip(names, (sources, targets), strict=True):
+        _refuse_pieces(name, side)
     if len(sources) != len(targets):
         raise UserError(
             f"{where} has {len(sources):,} sentences and {other} {len(targets):,}: line "
@@ -285,9 +366,25 @@ def _aligned(
     return found
 
 
+def _refuse_pieces(where: str, side: list[Line]) -> None:
+    """Refuse text in pieces: BLEU would count the pieces."""
+    cut = [line.number for line in side if "@@ " in f"{line.text} "]
+    if len(cut) > PIECES * len(side):
+        raise UserError(
+            f"{where}:{cut[0]}: has words cut into BPE's pieces, as {len(cut):,} of "
+            f"{len(side):,} lines have; join them, for instance with `sed -E 's/@@( |$)//g'`"
+        )
+
+
 def _is_seen(text: str) -> bool:
-    """Say whether a text has anything but spaces and what no reader sees, such as U+200B."""
-    return any(unicodedata.category(letter)[0] not in "CZ" for letter in text)
+    """Say whether a text has anything but spaces and what no reader sees, such as U+200B.
+
+    Neither U+FFFD, where a letter was lost, nor U+2581, SentencePiece's own space, is a word.
+    """
+    return any(
+        unicodedata.category(letter)[0] not in "CZ" and letter not in "\ufffd\u2581"
+        for letter in text
+    )
 
 
 def looks_tokenised(texts: Iterable[str]) -> bool:

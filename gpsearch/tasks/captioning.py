@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gpsearch.candidate import Architecture, Training
-from gpsearch.tasks import Split, beam, caption_corpus, cider, digest_of
+from gpsearch.tasks import Split, beam, caption_corpus, cider, digest_of, image_features
 from gpsearch.tasks.captions import Caption, Image
 from gpsearch.tasks.neuraltalk import BOUNDARY, NeuralTalk
 
@@ -55,9 +55,11 @@ class CaptioningTask:
     signatures: dict[str, str] = {"cider_d": cider.SIGNATURE}  # noqa: RUF012 - read only
 
     def __init__(self, data: Path | None = None) -> None:
+        cider.scorers()  # what is missing at the first evaluation would cost an epoch
         self.corpus = caption_corpus.load(data)
         self.notes = self.corpus.notes
-        self.digest = digest_of(self.corpus.images)
+        features = image_features.digest(self.corpus.features)
+        self.digest = digest_of([*self.corpus.images, features])
         train = self.corpus.split("train")
         lengths = sorted(len(caption) for image in train for caption in image.captions)
         self.longest = lengths[int(COVERED * (len(lengths) - 1))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import unicodedata
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -71,7 +72,15 @@ def words(text: str) -> Caption:
     >>> words("A man's dog -- it's WET.")
     ('a', "man's", 'dog', "it's", 'wet')
     """
-    return tuple(re.findall(r"\w+(?:'\w+)*", text.lower().replace("\u2019", "'")))
+    lower = unicodedata.normalize("NFC", text.lower()).replace("\u2019", "'")
+    kept = re.sub(r"[^\w\s']|_", _if_mark, lower)
+    # A mark alone, as of an emoji, is no word.
+    return tuple(re.findall(r"\w[^\s']*(?:'\w[^\s']*)*", kept))
+
+
+def _if_mark(found: re.Match[str]) -> str:
+    """Return a combining mark, a part of its letter that is no word character; else a space."""
+    return found[0] if unicodedata.category(found[0]).startswith("M") else " "
 
 
 def _json(file: Path) -> Any:
@@ -103,7 +112,11 @@ def _karpathy(images: list[Any]) -> list[Image]:
 
 def _tokens(sentence: dict[str, Any]) -> Caption:
     tokens = sentence.get("tokens")
-    return words(sentence["raw"]) if tokens is None else tuple(map(str, tokens))
+    if tokens is None:
+        return words(sentence["raw"])
+    if not isinstance(tokens, list):  # a text would be taken for a list of letters
+        raise ValueError(f"tokens {tokens!r} are no list of words")
+    return tuple(map(str, tokens))
 
 
 def _coco(content: dict[str, Any]) -> list[Image]:

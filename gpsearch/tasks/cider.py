@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from gpsearch.errors import UserError
 
 SIGNATURE = "pycocoevalcap, n-grams to 4, sigma 6, document frequencies of the split, x10"
 """How CIDEr-D is computed."""
+
+
+def scorers() -> tuple[Any, Any]:
+    """Return pycocoevalcap's classes for CIDEr-D and BLEU.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+        from pycocoevalcap.cider.cider_scorer import CiderScorer
+    except ImportError:
+        raise UserError(
+            "captions are scored by pycocoevalcap, of gpsearch's extra captioning: pip install "
+            "pycocoevalcap"
+        ) from None
+    return CiderScorer, BleuScorer
 
 
 def scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -25,12 +43,7 @@ def scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict
 
     Source: Vedantam et al., "CIDEr" (arXiv 1411.5726), section 5 for CIDEr-D.
     """
-    try:
-        from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-        from pycocoevalcap.cider.cider_scorer import CiderScorer
-    except ImportError:
-        raise UserError("captions are scored by pycocoevalcap: pip install pycocoevalcap") from None
-    cider, bleu = CiderScorer(), BleuScorer()
+    cider, bleu = (scorer() for scorer in scorers())
     for caption, own in zip(captions, references, strict=True):
         cider += (caption, list(own))
         bleu += (caption, list(own))

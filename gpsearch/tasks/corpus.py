@@ -113,7 +113,8 @@ def load(folder: Path, cache: Path | None = None) -> Corpus:
     """Return the corpus in ``folder``, its features computed, or read from the cache.
 
     Splits that the folder does not give are taken out of its training utterances: whole
-    speakers, if at least three are known, else utterances (see `hold_out`).
+    speakers, if at least three are known and some hold about as many, else utterances (see
+    `hold_out`).
 
     Args:
         folder: AN4 as it was given out (wav, sphere or headerless), or a folder with
@@ -145,23 +146,29 @@ def load(folder: Path, cache: Path | None = None) -> Corpus:
 
 
 def hold_out(groups: Sequence[str], share: float, split: str) -> frozenset[str]:
-    """Choose groups (speakers, say) that together hold at least ``share`` of the utterances.
+    """Choose groups (speakers, say) that together hold about ``share`` of the utterances.
 
     They are taken in the order of a hash of their names, which looks random but is the same
-    everywhere, and in which an utterance more or less changes little. One group always stays.
+    everywhere, and in which an utterance more or less changes little. What would make them more
+    than twice the share is passed over, and one group always stays: they may hold less.
 
     Args:
         groups: Each utterance's group.
-        share: The least part of the utterances to choose.
+        share: The part of the utterances to choose.
         split: The name of the split, so that each has its own order.
     """
     sizes = Counter(groups)
     order = sorted(sizes, key=lambda group: hashlib.sha256(f"{split}/{group}".encode()).digest())
+    wanted = share * len(groups)
+    most = max(2 * wanted, 1)  # of very few utterances one is still taken
     chosen: list[str] = []
-    for group in order[:-1]:
-        if sum(sizes[other] for other in chosen) >= share * len(groups):
+    held = 0
+    for group in order:
+        if held >= wanted or len(chosen) == len(sizes) - 1:
             break
-        chosen.append(group)
+        if held + sizes[group] <= most:
+            chosen.append(group)
+            held += sizes[group]
     return frozenset(chosen)
 
 
@@ -187,16 +194,29 @@ def _corpus(recordings: Sequence[Recording], levels: Sequence[UInt8[Tensor, "_ b
 def _take(
     recordings: Sequence[Recording], split: Split, share: float
 ) -> tuple[list[Recording], str]:
-    """Move part of the training recordings to ``split``; say how much."""
+    """Move part of the training recordings to ``split``, whole speakers if that can be; say how."""
     pool = [r for r in recordings if r.split in (None, "train")]
-    speakers = {r.speaker for r in pool}
-    by_speaker = None not in speakers and len(speakers) >= 3
-    groups = [str(r.speaker) if by_speaker else r.id for r in pool]
-    chosen = hold_out(groups, share, split)
-    moved = {id(r) for r, group in zip(pool, groups, strict=True) if group in chosen}
-    whose = f"all those of {len(chosen)} speakers" if by_speaker else "not split by speaker"
+    moved, whose = _whole_speakers(pool, split, share)
+    if not moved:
+        chosen = hold_out([r.id for r in pool], share, split)
+        moved = [r for r in pool if r.id in chosen]
     note = f"no {split} split given: {len(moved)} of {len(pool)} utterances held out, {whose}"
-    return [replace(r, split=split) if id(r) in moved else r for r in recordings], note
+    places = {id(r) for r in moved}
+    return [replace(r, split=split) if id(r) in places else r for r in recordings], note
+
+
+def _whole_speakers(
+    pool: Sequence[Recording], split: Split, share: float
+) -> tuple[list[Recording], str]:
+    """Choose all recordings of some speakers, or none if that cannot be; say whose they are."""
+    speakers = {r.speaker for r in pool}
+    if None in speakers or len(speakers) < 3:
+        return [], "not split by speaker"
+    chosen = hold_out([str(r.speaker) for r in pool], share, split)
+    moved = [r for r in pool if r.speaker in chosen]
+    if len(moved) < share * len(pool):
+        return [], f"not split by speaker, as none hold about {share:.1%} of them"
+    return moved, f"all those of {len(chosen)} speakers"
 
 
 def _problems(

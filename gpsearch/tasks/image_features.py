@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from gpsearch.errors import UserError
 
 NAMES = ("feats", "features")
 """What the array is called in a file that holds several."""
+ROWS_AT_ONCE = 4096
+"""So many are widened to single precision at a time: all of them may not fit in memory twice."""
 
 
 def read(file: Path, names: list[str]) -> Float[Tensor, "images size"]:
@@ -29,7 +32,8 @@ def read(file: Path, names: list[str]) -> Float[Tensor, "images size"]:
         names: The images' names, in the order of the features.
 
     Raises:
-        UserError: The file cannot be read, holds no such matrix, or values that are no numbers.
+        UserError: The file cannot be read, holds no such matrix, or values that are no numbers or
+            all 0.
     """
     try:
         found = _READERS[file.suffix.lower()](file)
@@ -42,14 +46,29 @@ def read(file: Path, names: list[str]) -> Float[Tensor, "images size"]:
     except Exception as error:  # every library has errors of its own for a broken file
         raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error})") from None
     features = _by_row(file, found, len(names))
+    if features.dtype != np.float16:
+        with np.errstate(over="ignore"):  # what is too large is named below
+            features = features.astype(np.float32, copy=False)
     bad = np.flatnonzero(~np.isfinite(features).all(1))
     if len(bad):
         raise UserError(
             f"{file}: the features of {len(bad)} of {len(names)} images hold NaN or infinity, such "
             f"as row {bad[0]}, {names[bad[0]]}; compute them again"
         )
-    kept = features if features.dtype == np.float16 else features.astype(np.float32, copy=False)
-    return torch.from_numpy(np.ascontiguousarray(kept))
+    if not features.any():
+        raise UserError(f"{file}: all features are 0, which tell nothing; compute them again")
+    return torch.from_numpy(np.ascontiguousarray(features))
+
+
+def digest(features: Float[Tensor, "images size"]) -> str:
+    """Return what tells these features from others, in half or single precision alike.
+
+    A gigabyte of single precision takes about a second.
+    """
+    found = hashlib.sha256()
+    for rows in torch.split(features, ROWS_AT_ONCE):
+        found.update(rows.float().flatten().numpy().data)
+    return found.hexdigest()[:16]
 
 
 def _by_row(file: Path, array: Shaped[ndarray, ...], count: int) -> Shaped[ndarray, "images size"]:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gpsearch.candidate import Architecture, Training
+from gpsearch.errors import UserError
 from gpsearch.tasks import Split, beam, digest_of
 from gpsearch.tasks.bitext import Bitext, load, looks_tokenised
-from gpsearch.tasks.bleu import bleu
+from gpsearch.tasks.bleu import bleu, tokeniser_of
 from gpsearch.tasks.seq2seq import LONGEST, Seq2Seq
 from gpsearch.tasks.subwords import END, PAD, START, Subwords
 
@@ -66,25 +67,38 @@ class TranslationTask:
         self.digest = digest_of(self.corpus.splits.items())
         pairs = self.corpus.splits["train"]
         size = min(max(len(pairs) // PAIRS_PER_SUBWORD, FEWEST), MOST)
-        self.vocabularies = tuple(Subwords.learn(side, size) for side in zip(*pairs, strict=True))
+        sources, targets = zip(*pairs, strict=True)
+        self.vocabularies = Subwords.learn(sources, size), Subwords.learn(targets, size, exact=True)
         self.examples = {split: self._encode(split) for split in self.corpus.splits}
         self.tokenised = {
             split: looks_tokenised(pair.target for pair in pairs)
             for split, pairs in self.corpus.splits.items()
         }
+        self.tokeniser = tokeniser_of(
+            pair.target for pairs in self.corpus.splits.values() for pair in pairs
+        )
         self.signatures: dict[str, str] = {}
         """How each metric was computed, once it was."""
-        self.notes = (*self.corpus.notes, *self._leave_out_long(), *self._about_tokens())
+        self.notes = (*self.corpus.notes, *self._leave_out_long(data), *self._about_tokens())
 
     def _encode(self, split: Split) -> list[Example]:
         sides = zip(*self.corpus.splits[split], strict=True)
         coded = (v.encode(side) for v, side in zip(self.vocabularies, sides, strict=True))
         return [Example(*pair) for pair in zip(*coded, strict=True)]
 
-    def _leave_out_long(self) -> Iterator[str]:
-        """Train on no pair with a side that decoding would cut."""
+    def _leave_out_long(self, data: Path | None) -> Iterator[str]:
+        """Train on no pair with a side that decoding would cut.
+
+        Raises:
+            UserError: No pair is left.
+        """
         pairs = self.examples["train"]
         short = [max(map(len, pair)) < LONGEST for pair in pairs]
+        if not any(short):
+            raise UserError(
+                f"--data {data}: all {len(pairs):,} training pairs have {LONGEST} or more "
+                "sub-words on a side; a line should be one sentence"
+            )
         if not all(short):
             yield (
                 f"{short.count(False):,} of {len(pairs):,} training pairs left out: {LONGEST} "
@@ -94,6 +108,8 @@ class TranslationTask:
         self.corpus.splits["train"] = list(compress(self.corpus.splits["train"], short))
 
     def _about_tokens(self) -> Iterator[str]:
+        if self.tokeniser != "13a":
+            yield f"BLEU by sacrebleu's tokeniser {self.tokeniser}, after the references' script"
         if named := [split for split, tokenised in self.tokenised.items() if tokenised]:
             yield (
                 f"tokenised text ({', '.join(named)}): where it is judged, BLEU is of what Moses' "
@@ -151,8 +167,10 @@ class TranslationTask:
         self, translations: Sequence[str], split: Split
     ) -> tuple[dict[str, float], dict[str, str]]:
         references = [pair.target for pair in self.corpus.splits[split]]
-        language = self.corpus.languages[1]
-        return bleu(translations, references, language=language, tokenised=self.tokenised[split])
+        return bleu(
+            translations, references, language=self.corpus.languages[1],
+            tokenised=self.tokenised[split], tokeniser=self.tokeniser,
+        )  # fmt: skip
 
     @torch.inference_mode()
     def translate(
@@ -164,7 +182,7 @@ class TranslationTask:
         """
         assert isinstance(model, Seq2Seq)
         model.eval()
-        sources = [torch.tensor(e.source) for e in self.examples[split][:n]]
+        sources = [torch.tensor(e.source, dtype=torch.long) for e in self.examples[split][:n]]
         order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
         said: dict[int, list[int]] = {}
         for start in range(0, len(order), BATCH_SIZE_EVAL):
@@ -228,7 +246,7 @@ def _groups(pairs: Sequence[Example], training: Training) -> Iterator[list[Examp
 
 def _batch(pairs: list[Example], label_smoothing: float) -> Batch:
     def padded(rows: list[list[int]]) -> Tensor:
-        tensors = [torch.tensor(row) for row in rows]
+        tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
         return pad_sequence(tensors, batch_first=True, padding_value=PAD)
 
     return Batch(
