@@ -8,7 +8,9 @@ run in the end).
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_origin, get_type_hints
@@ -169,7 +171,7 @@ class Candidate:
         Raises:
             UserError: A table, key, type or value is not of the candidate's form.
         """
-        _refuse_unknown(tables, ("architecture", "schedule", "training", "deployment"), where)
+        refuse_unknown(tables, ("architecture", "schedule", "training", "deployment"), where)
         rows = tables.get("schedule", {})
         if not isinstance(rows, dict):
             raise UserError(f"{where}: [schedule] should be a table")
@@ -204,7 +206,7 @@ def record(kind: type[T], rows: Any, where: str) -> T:
         UserError: A key is unknown, or a value has the wrong type or is out of its range.
     """
     hints = get_type_hints(kind)
-    _refuse_unknown(rows, [f.name for f in dataclasses.fields(kind)], where)  # type: ignore[arg-type]
+    refuse_unknown(rows, [f.name for f in dataclasses.fields(kind)], where)  # type: ignore[arg-type]
     values = {key: _checked(value, hints[key], f"{where} {key}") for key, value in rows.items()}
     try:
         return kind(**values)
@@ -242,9 +244,16 @@ def _fields(schedule: Any) -> dict[str, Any]:
     return dataclasses.asdict(schedule)
 
 
-def _refuse_unknown(rows: Any, known: Any, where: str) -> None:
+def refuse_unknown(rows: Any, known: Sequence[str], where: str) -> None:
+    """Refuse keys that mean nothing, which would be believed to.
+
+    Raises:
+        UserError: There is one, or the rows are no table.
+    """
     if not isinstance(rows, dict):
         raise UserError(f"{where} should be a table")
     for key in rows:
         if key not in known:
-            raise UserError(f"{where} has no key {key!r}; it takes {', '.join(known)}")
+            near = difflib.get_close_matches(key, known, 1)
+            mend = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+            raise UserError(f"{where} has no key {key!r}; {mend}")

@@ -49,8 +49,10 @@ def check_reference(device: DeviceProfiler, reference: nn.Module, task: Task) ->
     Raises:
         UserError: It cannot; says why.
     """
+    with tasks.telling(task.name, "gives no example"):
+        example = task.example()
     try:
-        profiling.load(device, reference, task.example())
+        profiling.load(device, reference, example)
     except Unsupported as error:
         name = profiling.facts_of(device).name
         raise UserError(
@@ -147,8 +149,16 @@ def at_least(glance: Reading, usual_s: float | None) -> Row:
 
 def reference_model(space: Space, task: Task) -> nn.Module:
     """Return the space's first baseline, untrained: every latency is interleaved with it."""
-    candidate = space.baseline_candidates()[reference_name(space)]
-    with torch.random.fork_rng():
+    return plain_network(space.baseline_candidates()[reference_name(space)], task)
+
+
+def plain_network(candidate: Candidate, task: Task) -> nn.Module:
+    """Return a candidate's network, always the same, untrained and as torch runs it.
+
+    Raises:
+        UserError: The task cannot build it.
+    """
+    with torch.random.fork_rng(), tasks.telling(task.name, "cannot build a network"):
         torch.manual_seed(0)
         return task.build(candidate.architecture).eval()
 

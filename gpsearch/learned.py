@@ -61,9 +61,15 @@ def keep(folder: Path, name: str, task: Task, data: Path | None) -> None:
     """Note what is learnt from in a folder, before anything is; go on with nothing else.
 
     Raises:
-        UserError: The folder began with other data.
+        UserError: The folder began with another task, or with other data.
     """
+    source = read(folder)
+    if source and source.task != name:
+        raise UserError(
+            f"{folder}: began with the task {source.task!r}, not {name!r}; bring that back, or "
+            "begin in another folder"
+        )
     check(folder, task)
-    if read(folder) is None:
+    if source is None:
         source = Source(name, str(data.resolve()) if data else "", tasks.digest(task))
         write_text(folder / FILE, json.dumps(asdict(source), indent=2) + "\n")

@@ -19,7 +19,14 @@ import torch
 from gpsearch import learned, profiling, tasks
 from gpsearch.candidate import Candidate, record
 from gpsearch.compact import compact
-from gpsearch.deploy import check_reference, columns, load_model, read_costs, save_model
+from gpsearch.deploy import (
+    check_reference,
+    columns,
+    load_model,
+    plain_network,
+    read_costs,
+    save_model,
+)
 from gpsearch.errors import UserError
 from gpsearch.files import (
     ENVIRONMENT,
@@ -206,10 +213,7 @@ class Reproduction:
         return about | scores | columns(reading) | {"flags": "; ".join(reading.flags)}
 
     def _reference(self, task: Task) -> torch.nn.Module:
-        """Return the first row's network, untrained and as plain as torch runs it."""
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return task.build(next(iter(self.candidates.values())).architecture).eval()
+        return plain_network(next(iter(self.candidates.values())), task)
 
     def _path(self, name: str, seed: int) -> Path:
         return self.folder / "rows" / name / str(seed) / "row.json"

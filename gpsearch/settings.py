@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpsearch.candidate import record
+from gpsearch.candidate import record, refuse_unknown
 from gpsearch.errors import UserError
 from gpsearch.files import read_toml, toml_literal
 from gpsearch.objectives import Constraint, Objective, constraint, estimated, objectives
@@ -117,6 +117,7 @@ class Settings:
             UserError: The file is unreadable, or a key or value is wrong.
         """
         rows = read_toml(path)
+        refuse_unknown(rows, ["out", *(f.name for f in dataclasses.fields(cls))], f"{path}:")
         out = rows.pop("out", None)
         if not isinstance(out, str | None):
             raise UserError(f"{path}: out = {out!r} should be of type str")

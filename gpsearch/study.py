@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import statistics
 import warnings
 from collections.abc import Mapping
@@ -83,7 +84,7 @@ class Study:
         refuse_others(folder, "study")
         if any((folder / name).exists() for name in ("trials/0", "study.db")):
             raise UserError(
-                f"{folder}: holds a study already; continue it with `gpsearch resume {folder}`, "
+                f"{folder}: holds a study already; continue it with `{how_to_resume(folder)}`, "
                 "or choose another --out"
             )
         refuse_strangers(folder)
@@ -294,10 +295,7 @@ class Study:
         try:
             self.storage().add_trial(trial)
         except optuna.exceptions.StorageInternalError as error:
-            raise OSError(
-                f"{self._path}: cannot be written; is the disk full? Then go on with "
-                f"`gpsearch resume {self.folder}`"
-            ) from error
+            raise OSError(f"{self._path}: cannot be written; is the disk full?") from error
 
     def sweep(self, keep: set[int]) -> None:
         """Delete checkpoints of finished trials, and the models of trials not in ``keep``."""
@@ -320,6 +318,11 @@ class Study:
         changes = {"budget": budget or self.settings.budget, "timeout": timeout or ""}
         self.settings = Settings.of({**vars(self.settings), **changes})
         write_text(self.folder / "config.toml", self.settings.to_toml())
+
+
+def how_to_resume(folder: Path) -> str:
+    """Return the command by which a user goes on with a study."""
+    return shlex.join(["gpsearch", "resume", str(folder)])
 
 
 def _nameable(path: Path) -> Path:

@@ -34,7 +34,7 @@ def test_what_is_absent_takes_its_default():
     [
         (
             "[architecture]\nhiden_size = 3",
-            r"\[architecture\] has no key 'hiden_size'; it takes lay",
+            r"\[architecture\] has no key 'hiden_size'; did you mean hidden_size",
         ),
         (
             "[architecture]\nlayers = 'two'",

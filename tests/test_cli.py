@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.core import TyperGroup, TyperOption
@@ -23,6 +25,7 @@ from tests.toy import ToyTask
 
 ROOT = Path(__file__).parents[1]
 TOY = ["--task", "tests.toy:ToyTask"]
+MEMBERS = "prunable, batches, loss, evaluate, example"
 TOY_DEVICE = ["--device", "tests.toy:ToyDevice"]
 CANDIDATE = ROOT / "results" / "reference" / "an4-cpu" / "trials" / "0" / "candidate.toml"
 
@@ -109,6 +112,7 @@ def test_train_and_profile_a_candidate(tmp_path):
     assert (tmp_path / "t" / "history.csv").exists()
     assert call("profile", candidate, *TOY, *TOY_DEVICE)[0] == 0
     assert call("profile", tmp_path / "t", *TOY, *TOY_DEVICE)[0] == 0
+    assert call("profile", tmp_path / "t" / "model.pt", *TOY, *TOY_DEVICE)[0] == 0
 
     assert json.loads((tmp_path / "t" / "scores.json").read_text()).keys() == {"dev", "test"}
 
@@ -177,7 +181,8 @@ class Hopeless(ToyTask):
 
 def test_a_start_that_fails_leaves_no_folder(tmp_path):
     code, _, err = call("run", "--task", "tests.test_cli:Hopeless", "--out", tmp_path / "r")
-    assert (code, err.splitlines()[-1]) == (1, "gpsearch: no network today")
+    assert code == 2
+    assert err.endswith("task 'toy' cannot build a network: RuntimeError: no network today\n")
     assert not (tmp_path / "r").exists()
 
 
@@ -193,6 +198,44 @@ def test_the_defaults_that_help_tells_are_those_of_the_settings():
     assert told == {name: str(getattr(Settings(), name)) for name in told}
 
 
+class NoTask:
+    """What was given as a task by mistake."""
+
+    name = "none"
+
+    def __init__(self, data):
+        pass
+
+
+class LetterByLetter(ToyTask):
+    notes: Any = "one note"
+
+
+class Builder(ToyTask):
+    def build(self, architecture):
+        raise KeyError("layer")
+
+
+class Exampleless(ToyTask):
+    def example(self):
+        raise KeyError("x")
+
+
+class Interrupted(ToyTask):
+    """Ctrl-C comes with the first batch."""
+
+    def batches(self, training, epoch, seed):
+        raise KeyboardInterrupt
+
+
+def test_a_training_that_was_interrupted_says_how_to_go_on(tmp_path):
+    task = ["--task", "tests.test_cli:Interrupted"]
+    code, _, err = call("train", CANDIDATE, *task, "--out", tmp_path)
+
+    assert code == 130
+    assert err == "\ninterrupted; go on with: the same command\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -205,6 +248,10 @@ def test_the_defaults_that_help_tells_are_those_of_the_settings():
         (["run", "--device", "abacus"], "'abacus'"),
         (["run", "--task", "juggling"], "'juggling'"),
         (["run", "--task", "nowhere:Task"], "'nowhere:Task' cannot be loaded"),
+        (["run", "--task", "tests.test_cli:NoTask"], f"lacks metric, notes, build, {MEMBERS}"),
+        (["run", "--task", "tests.test_cli:LetterByLetter"], "notes should be a tuple of lines"),
+        (["run", "--task", "tests.test_cli:Builder"], "cannot build a network: KeyError: 'layer'"),
+        (["run", "--task", "tests.test_cli:Exampleless"], "gives no example: KeyError: 'x'"),
         (["run", "--data", "nowhere"], "nowhere"),
         (["run", "--objectives", "error,energy"], "cannot measure"),
         (["run", "--estimate-energy", "-5"], "--estimate-energy = -5.0 should be a power"),
@@ -235,6 +282,13 @@ def test_a_mistake_is_one_line_and_exit_2(words, message, tmp_path, capsys, monk
     assert message in str(result.exception)
     assert "\n" not in str(result.exception)
     assert not (tmp_path / "r").exists()
+
+
+def test_the_version_and_the_help_are_no_mistakes():
+    assert call("--version") == (0, f"gpsearch {version('gpsearch')}\n", "")
+    code, out, err = call()
+    assert (code, err) == (2, "")
+    assert out.startswith("Usage: ")
 
 
 def test_a_refused_run_leaves_a_folder_that_was_there(tmp_path):

@@ -12,6 +12,7 @@ from gpsearch.files import (
     locked,
     make_folder,
     read_json,
+    read_toml,
     toml_literal,
     write_atomically,
     write_pickled,
@@ -47,8 +48,13 @@ def test_a_file_that_cannot_be_written_is_named_as_the_user_does(tmp_path):
     def fail(temporary):
         temporary.open("rb")  # which is not there, as in a folder that cannot be written
 
+    def full(temporary):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write() does, without a name
+
     with pytest.raises(OSError, match=r"^\[Errno 2\] No such file or directory: '.*/a\.txt'$"):
         write_atomically(tmp_path / "a.txt", fail)
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device: '.*/a\.txt'$"):
+        write_atomically(tmp_path / "a.txt", full)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
@@ -59,6 +65,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "c"):
         with pytest.raises(UserError, match=r"file.*: cannot be written \(.+\)"):
             make_folder(folder)
+    absent = locked(tmp_path / "none")
+    with pytest.raises(UserError, match=r"none: cannot be written \(.+\)"), absent:
+        pass
+
+
+def test_a_toml_file_may_begin_as_some_editors_begin_it(tmp_path):
+    (tmp_path / "a.toml").write_bytes("key = 1\n".encode("utf-8-sig"))
+    assert read_toml(tmp_path / "a.toml") == {"key": 1}
 
 
 def test_a_folder_is_locked_once_and_again_when_it_is_free(tmp_path):

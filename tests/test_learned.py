@@ -29,6 +29,12 @@ def test_data_that_changes_is_refused_and_what_is_kept_stays(tmp_path: Path) -> 
     assert learned.read(tmp_path) == learned.Source("told", str(tmp_path / "d"), "one")
 
 
+def test_another_task_is_refused_whether_it_tells_its_data_or_not(tmp_path: Path) -> None:
+    learned.keep(tmp_path, "toy", ToyTask(), None)
+    with pytest.raises(UserError, match="began with the task 'toy', not 'speech'"):
+        learned.keep(tmp_path, "speech", Told("one"), None)
+
+
 def test_a_task_need_not_tell(tmp_path: Path) -> None:
     learned.keep(tmp_path, "toy", ToyTask(), None)
     assert learned.read(tmp_path) == learned.Source("toy", "", "")

@@ -53,7 +53,8 @@ def test_estimated_energy_is_an_objective_of_another_kind(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("budged = 5", "has no key 'budged'"),
+        ("budged = 5", "has no key 'budged'; did you mean budget"),
+        ("zzz = 5", "has no key 'zzz'; it takes out, task, space"),
         ("budget = 'many'", "budget = 'many' should be of type int"),
         ("constraint = 'latency_ms<=5'", "should be like"),
         ("constraint = [5]", "should be like"),

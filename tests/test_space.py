@@ -293,6 +293,11 @@ def test_epochs_can_be_overridden_also_in_baselines(tmp_path: Path) -> None:
         ),
         (
             "epochs = 3",
+            f"epochs = 3\nclip = {{ low = 1.0, high = {'9' * 400} }}",
+            "mine.toml:16: [training] clip: high has 400 digits, too many",
+        ),
+        (
+            "epochs = 3",
             "epochs = 3\nclip = { low = 1.0, high = inf }",
             "mine.toml:16: [training] clip: high = inf should be finite",
         ),

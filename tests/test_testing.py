@@ -356,6 +356,19 @@ def test_a_device_that_opens_once_can_be_examined() -> None:
     assert OpensOnce.held == 0
 
 
+class OpensLate(ToyDevice):
+    """Cannot be closed before it was used."""
+
+    def close(self) -> None:
+        raise AttributeError("port")
+
+
+def test_a_device_that_cannot_be_closed_is_examined() -> None:
+    report = examine_named("tests.test_testing:OpensLate")
+    failed = {one.check: one.reason for one in report.outcomes if one.state == "failed"}
+    assert failed["closes_twice"] == "the profiler raised AttributeError: port"
+
+
 class NeverThere(ToyDevice):
     """Waits for a board that does not answer."""
 

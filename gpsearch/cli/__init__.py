@@ -29,6 +29,9 @@ def main(run_app: Callable[..., Any] = app) -> None:
     try:
         code = run_app(standalone_mode=False)
     except typer.TyperException as error:  # a flag or command that typer does not know
+        if type(error).__name__ == "NoArgsIsHelpError":  # which typer does not give out
+            typer.echo(error.format_message())
+            sys.exit(2)
         _stop(2, error.format_message())
     except typer.Abort:
         sys.exit(130)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,23 @@ RESULTS = Path("results")
 Folder = Annotated[Path, typer.Argument(help="A results folder.")]
 Device = Annotated[str, typer.Option(help="A device's name, ssh:HOST, or module:Class.")]
 Data = Annotated[Path | None, typer.Option(help="The task's data, if not the package's.")]
+
+
+def _say_version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"gpsearch {metadata.version('gpsearch')}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def train(
     keep_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    with locked(folder):
+    with locked(folder), resumable("the same command"):
         sources.keep(folder, task, learned, data)
         with Host().sharing() as pause:
             model = grow_and_prune(
@@ -166,6 +166,7 @@ def profile(
         return _sweep(sweep, model, space, device, task, data)
     if model is None:
         raise UserError("profile: give a folder with model.pt, a candidate's file, or --sweep")
+    model = _folder_of(model)
     learned = _learned(model, task, data)
     is_candidate = model.suffix == ".toml"
     with profiling.closing(profiling.find(device)) as profiler:
@@ -193,6 +194,7 @@ def show(
 
     if n < 1:
         raise UserError(f"-n {n} should be 1 or more")
+    model = _folder_of(model)
     learned, folder = _learned(model, task, data), _noted_in(model)
     source = sources.read(folder)
     if source and task in (None, source.task):
@@ -201,6 +203,11 @@ def show(
     if not isinstance(learned, tasks.Showing):
         raise UserError(f"task {learned.name!r} has nothing to show")
     typer.echo("\n\n".join(learned.show(network, split, n)))
+
+
+def _folder_of(model: Path) -> Path:
+    """Return a model's folder, be it given or the file in it."""
+    return model.parent if model.name == "model.pt" else model
 
 
 def _learned(model: Path, task: str | None, data: Path | None) -> tasks.Task:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,7 @@ def new(
     for path in template.write("task" if task else "profiler", name, folder):
         typer.echo(path)
     use = f"gpsearch run --task {name}" if task else f"gpsearch plugin check {name}"
-    typer.echo(f"next: pip install {folder.resolve()} && {use}")
+    typer.echo(f"next: pip install {shlex.quote(str(folder.resolve()))} && {use}")
 
 
 @app.command()

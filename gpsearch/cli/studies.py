@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -159,7 +160,8 @@ def remeasure(
         report.write(results)
     typer.echo(report.front_text(results, "table"), nl=False)
     typer.echo(
-        f"results: {found.folder}; beside the first: gpsearch compare {folder} {found.folder}"
+        f"results: {found.folder}; beside the first: "
+        + shlex.join(["gpsearch", "compare", str(folder), str(found.folder)])
     )
 
 
@@ -195,19 +197,23 @@ def _work(
         from gpsearch import report  # slow: after the lock, which nobody should take in between
         from gpsearch.progress import Progress
         from gpsearch.search import Search, TimeUp
+        from gpsearch.study import how_to_resume
 
+        how = how_to_resume(study.folder)
         prepare(study)
         progress = Progress(study, lambda: report.write(report.Results.of(study)))
         try:
-            with resumable(f"gpsearch resume {study.folder}"):
+            with resumable(how):
                 Search(study, progress).run()
         except TimeUp:
-            typer.echo(f"time is up; go on with: gpsearch resume {study.folder}")
+            typer.echo(f"time is up; go on with: {how}")
         except typer.Exit:  # interrupted: it can go on
             raise
-        except Exception:
+        except Exception as error:
             if new and not study.trial_folder(0).exists():
                 shutil.rmtree(study.folder)
+            elif isinstance(error, OSError):  # such as a full disk
+                raise OSError(f"{error}; when that is mended, go on with: {how}") from error
             raise
         finally:
             progress.close()

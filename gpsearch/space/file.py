@@ -240,7 +240,7 @@ def _read_text(name_or_path: str) -> tuple[str, str]:
     """Return how a space is called in messages, and its text."""
     if name_or_path.endswith(".toml"):
         try:
-            return name_or_path, Path(name_or_path).read_text(encoding="utf-8")
+            return name_or_path, Path(name_or_path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8"
             raise UserError(f"{name_or_path}: cannot be read ({reason})") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -210,6 +211,7 @@ def _range(raw: dict[str, Any], integer: bool, natural: Any) -> Range:
             raise ValueError(f"{key} = {raw[key]!r} should be {_number(integer)}")
         if not abs(raw[key]) < math.inf:  # nor is NaN
             raise ValueError(f"{key} = {raw[key]!r} should be finite")
+        _refuse_huge(key, raw[key])
     low, high, step, log = raw["low"], raw["high"], raw.get("step"), raw.get("log", False)
     if low > high:
         raise ValueError(f"low = {low} is above high = {high}")
@@ -228,11 +230,18 @@ def _range(raw: dict[str, Any], integer: bool, natural: Any) -> Range:
     return replace(values, default=raw.get("default", natural if natural in values else low))
 
 
+def _refuse_huge(key: str, value: int | float) -> None:
+    """Refuse a whole number that no float can hold."""
+    if abs(value) > sys.float_info.max:
+        raise ValueError(f"{key} has {len(str(abs(value)))} digits, too many")
+
+
 def _check_step(step: Any, width: float | int, integer: bool) -> None:
     if step is None:
         return
     if type(step) not in ((int,) if integer else (int, float)) or not 0 < step < math.inf:
         raise ValueError(f"step = {step!r} should be {_number(integer)} above 0")
+    _refuse_huge("step", step)
     if not _on_grid(width, step):
         raise ValueError(f"step = {step} does not lead from low to high")
 

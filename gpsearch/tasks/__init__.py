@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from gpsearch.candidate import Architecture, Training
-from gpsearch.errors import UserError
+from gpsearch.errors import UserError, line_of
 from gpsearch.schedule import Schedule
 
 Split = Literal["train", "dev", "test"]
@@ -56,6 +56,9 @@ class Task(Protocol):
 
     def example(self) -> tuple[Tensor, ...]:
         """Return the arguments of one inference as a user has it (batch 1), fixed for all time."""
+
+
+_METHODS = ("build", "prunable", "batches", "loss", "evaluate", "example")
 
 
 @runtime_checkable
@@ -163,11 +166,27 @@ def find(name: str, data: Path | None = None) -> Task:
         data: Where the user's data is; None takes the task's own.
 
     Raises:
-        UserError: There is no such task, it cannot be imported, or its data is unusable.
+        UserError: There is no such task, it cannot be imported, or lacks what a `Task` has, or its
+            data is unusable.
     """
-    with _loading(name):
+    with telling(name, "cannot be loaded"):
         task: Task = _kind(name)(data)
+    _check_task(name, task)
     return task
+
+
+def _check_task(name: str, task: Any) -> None:
+    """Refuse a stranger's class that is no task, before all trainings.
+
+    Raises:
+        UserError: Says what it lacks.
+    """
+    lacking = [one for one in ("name", "metric", "notes") if not hasattr(task, one)]
+    lacking += [one for one in _METHODS if not callable(getattr(task, one, None))]
+    if lacking:
+        raise UserError(f"task {name!r} lacks {', '.join(lacking)} (see gpsearch.tasks.Task)")
+    if isinstance(task.notes, str):
+        raise UserError(f"task {name!r}: notes should be a tuple of lines, not {task.notes!r}")
 
 
 def _kind(name: str) -> Any:
@@ -179,18 +198,20 @@ def _kind(name: str) -> Any:
         raise UserError(f"no task called {name!r}; installed: {known} (or give module:Class)")
     if colon and "" not in sys.path:
         sys.path.insert(0, "")  # as `python -m` has it
-    with _loading(name):
+    with telling(name, "cannot be loaded"):
         return getattr(import_module(module), kind) if colon else entries[name].load()
 
 
 @contextmanager
-def _loading(name: str) -> Iterator[None]:
-    """Say of whatever goes wrong which task it was."""
+def telling(name: str, what: str) -> Iterator[None]:
+    """Say in one line of whatever a stranger's task raises which task it was, and what it did.
+
+    Raises:
+        UserError: In place of it.
+    """
     try:
         yield
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # whatever a stranger's module raises
-        raise UserError(
-            f"task {name!r} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"task {name!r} {what}: {line_of(error)}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -125,7 +125,7 @@ def examine(
     for check in checks.values():
         outcomes.append(_outcome(bench, check, known.get(check.name), limit_s))
         if outcomes[-1].state in ("failed", "expected"):
-            _close(bench, limit_s)
+            _close(bench.profiler, limit_s)
             try:
                 with deadline(limit_s):
                     bench = Bench(make())
@@ -136,7 +136,7 @@ def examine(
                 break
     with suppress(Exception), deadline(min(limit_s, ANSWER_S)):
         lacking = bench.lacking
-    _close(bench, limit_s)
+    _close(bench.profiler, limit_s)
     for stray in sorted(known.keys() - checks.keys()):
         outcomes.append(Outcome(stray, "failed", "expected to fail, but there is no such check"))
     return Report(name, spoken, tuple(outcomes), demanded(spoken, lacking))
@@ -153,20 +153,20 @@ def examine_named(name: str, limit_s: float = LIMIT_S) -> Report:
         UserError: There is none.
     """
     try:
-        # Closed again, since some devices can be opened only once at a time.
-        with deadline(limit_s), closing(find(name)):
-            pass
+        with deadline(limit_s):
+            found = find(name)
     except (UserError, TimedOut) as error:
         if isinstance(error, UserError) and name.partition(":")[0] not in installed():
             raise
         unusable = Outcome("can_be_made", "failed", str(error))
         return Report(name, API_VERSION, (unusable,), demanded(API_VERSION, {}))
+    _close(found, limit_s)  # some devices can be opened only once at a time
     return examine(lambda: find(name), name, limit_s=limit_s)
 
 
-def _close(bench: Bench, limit_s: float) -> None:
-    with suppress(Exception), deadline(limit_s):
-        bench.profiler.close()
+def _close(profiler: DeviceProfiler, limit_s: float) -> None:
+    with suppress(Exception, SystemExit), deadline(limit_s):
+        profiler.close()
 
 
 def _ask(bench: Bench, limit_s: float) -> None:
