@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from gpsearch.errors import UserError
 from gpsearch.objectives import objectives
 from gpsearch.report import Comparison, Results, comparison_text, draw_comparison
 from gpsearch.report.comparison import RATIO, kendall, spearman
+from gpsearch.report.picture import points
 from gpsearch.study import Row
 
 #  trial   error    A: latency   B: latency
@@ -26,12 +28,13 @@ ERRORS = (0.1, 0.2, 0.3, 0.4)
 A, B = (4, 3, 2, 5), (4, 5, 2, 1)
 
 
-def reading(kind: str = "measured", protocol: str = "aba-2") -> str:
+def reading(kind: str = "measured", protocol: str = "aba-2", machine: str = "desk") -> str:
     """Return what a comparison asks of a reading.json."""
     latency = {"kind": kind, "scope": "device"}
     flops = {"kind": "analytic", "scope": "model"}
     quantities = {"latency_s": latency, "flops_effective": flops}
-    return json.dumps({"quantities": quantities, "protocol": protocol, "reference": "dense_lstm"})
+    about = {"protocol": protocol, "reference": "dense_lstm", "fingerprint": {"processor": machine}}
+    return json.dumps({"quantities": quantities, **about})
 
 
 def results(
@@ -57,6 +60,15 @@ def results(
 
 def again(folder: Path, milliseconds: tuple[int, ...]) -> Results:
     return results(folder / "remeasured" / "cpu", milliseconds, again=folder.name)
+
+
+def timed(one: Results, reference_s: float) -> Results:
+    """Return results as measured at the speed at which the reference takes so long."""
+    rows = [
+        row | {"latency_s": row["latency_ratio"] * reference_s, "latency_reference_s": reference_s}
+        for row in one.rows
+    ]
+    return dataclasses.replace(one, rows=rows)
 
 
 def test_the_same_networks_are_paired_by_trial(tmp_path: Path) -> None:
@@ -98,15 +110,53 @@ def test_latencies_are_ranked_by_the_paired_ratio_too(tmp_path: Path) -> None:
 def test_latencies_are_compared_at_one_speed(tmp_path: Path) -> None:
     """B's last trial was measured while the machine took twice as long."""
     a = results(tmp_path / "a", A)
-    quiet, disturbed = (results(tmp_path / name, B) for name in ("b", "c"))
-    for one in (quiet, disturbed):
-        for row in one.rows:
-            row |= {"latency_reference_s": 4e-3, "latency_slowdown": 1.0}
+    quiet, disturbed = (timed(results(tmp_path / name, B), 4e-3) for name in ("b", "c"))
     disturbed.rows[3].update(latency_s=2e-3, latency_reference_s=8e-3, latency_slowdown=2.0)
     found, spared = Comparison.of(a, disturbed), Comparison.of(a, quiet)
     latency = found.goals[1]
     assert found.values(latency).tolist() == spared.values(latency).tolist()
     assert found.hypervolumes() == pytest.approx(spared.hypervolumes())
+
+
+SLOW, FAST = 4e-3, 2e-3  # what the reference takes
+
+
+def test_a_front_is_no_better_for_a_faster_hour_of_its_machine(tmp_path: Path) -> None:
+    first, second = timed(results(tmp_path, A), SLOW), timed(again(tmp_path, A), FAST)
+    found = Comparison.of(first, second)
+    latency = found.goals[1]
+
+    assert found.values(latency)[:, 1].tolist() == pytest.approx([4e-3, 3e-3, 2e-3, 5e-3])
+    assert found.hypervolumes()[1] == pytest.approx(found.hypervolumes()[0])
+    assert [point.x for point in points(found.second, latency)] == pytest.approx([4, 3, 2, 5])
+    lines = [" ".join(line.split()) for line in comparison_text(found).splitlines()]
+    assert "A and B 1 H-LSTM 2x16, gates 1x64, dense 20 20 3 3" in lines
+    assert "latency 4 1.000 1.000 1.000" in lines
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"text": reading(machine="laptop")},
+        {"widths": (96, 16, 24, 32)},  # its reference is another network
+    ],
+)
+def test_the_speed_stays_of_another_machine_or_beside_another_reference(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    first = timed(results(tmp_path / "a", A), SLOW)
+    second = timed(results(tmp_path / "b", A, **other), FAST)
+
+    assert [point.x for point in points(Comparison.of(first, second).second, first.goals[1])] == (
+        pytest.approx([2, 1.5, 1, 2.5])
+    )
+
+
+def test_a_study_that_went_on_elsewhere_is_of_no_one_machine(tmp_path: Path) -> None:
+    found = results(tmp_path, A)
+    assert found.machine == {"processor": "desk"}
+    (tmp_path / "device.json").write_text('{"fingerprint": {"processor": "laptop"}}')
+    assert found.machine is None
 
 
 def test_ratios_to_other_networks_of_one_name_do_not_compare(tmp_path: Path) -> None:

@@ -278,6 +278,21 @@ def test_the_table_shows_front_and_baselines_with_ratios(tmp_path: Path) -> None
     assert "5 trials: 4 complete, 1 failed; reasons in trials.csv" in lines
 
 
+def test_no_figure_is_cut_off_however_narrow_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All objectives need more than the 140 columns that a table has at least."""
+    monkeypatch.setenv("COLUMNS", "80")
+    small = [complete(0, 0.755, 0.0882, 0.0218, 1230), complete(1, 0.765, 0.0887, 0.00181, 223)]
+    rows = [row | {"energy_j": 10 * row["latency_s"], "test_error": 0.825} for row in small]
+    found = results(tmp_path, "error,latency,energy,flops,params,memory")
+    goals = tuple(estimated(goal) for goal in found.goals)
+    lines = lines_of(dataclasses.replace(found, rows=rows, goals=goals))
+    figures = "0.0887 ±0.004 22.5x 0.887 0.994x 0.00181 12x 0.223 5.52x 1.34 5.52x"
+    assert f"* 1 LSTM 2x64, gmp 10.0% 76.50 82.50 {figures}" in lines
+    assert "[pruned_lstm]" in lines, "candidates wrap"
+
+
 def test_the_table_says_what_is_unavailable_and_why(tmp_path: Path) -> None:
     reading = {"quantities": {"energy_j": {"value": None, "reason": "not asked for"}}}
     (tmp_path / "trials/0").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class Comparison:
 
     first: Results
     second: Results
+    """At the first's speed, where both are of one machine and latencies relative to one model."""
     goals: tuple[Objective, ...]
     """The objectives of both, with values of one kind and protocol."""
     pairs: tuple[tuple[int, int], ...]
@@ -54,6 +56,9 @@ class Comparison:
                 raise UserError(f"{one.folder}: has no front to compare")
         goals = _common_goals(first, second)
         _refuse_other_data(first, second)
+        if first.machine and first.machine == second.machine and _share_reference(first, second):
+            # Else the machine's mood alone, between the two, would move one front.
+            second = dataclasses.replace(second, speed_s=first.reference_s)
         same = _study(first) == _study(second)
         pairs = _by_trial(first, second) if same else _by_candidate(first, second)
         return cls(first, second, goals, tuple(pairs), "trial" if same else "candidate")
@@ -92,9 +97,8 @@ class Comparison:
 
     def ranked(self) -> list[Objective]:
         """Return what ranks are compared of: the goals, and the paired ratio beside latency."""
-        latency = [goal for goal in self.goals if goal.name == "latency"]
-        ratio = latency and _reference(self.first) == _reference(self.second) is not None
-        ratio = ratio and _referred_to(self.first) == _referred_to(self.second)
+        latency = any(goal.name == "latency" for goal in self.goals)
+        ratio = latency and _share_reference(self.first, self.second)
         return [*self.goals, *([RATIO] if ratio else [])]
 
     def hypervolumes(self) -> tuple[float, float]:
@@ -277,6 +281,12 @@ def _reference(results: Results) -> str | None:
     """Return the name of the model that latencies are relative to."""
     reading = _reading(results, results.front[0])
     return reading["reference"] if reading else None
+
+
+def _share_reference(first: Results, second: Results) -> bool:
+    """Tell whether the latencies of both are relative to one model."""
+    same = _reference(first) == _reference(second) is not None
+    return same and _referred_to(first) == _referred_to(second)
 
 
 def _referred_to(results: Results) -> Architecture | None:

@@ -43,6 +43,9 @@ class Results:
     """What was measured of the front's members at the end, by trial."""
     again: str = ""
     """The study's name, if these are its front measured again."""
+    speed_s: float | None = None
+    """What the reference takes at the speed that latencies are shown at; what it usually took, if
+    None."""
 
     @classmethod
     def at(cls, folder: Path) -> Results:
@@ -161,16 +164,18 @@ class Results:
         """Return the same for people to compare: what takes time as if the machine never slowed.
 
         Each latency, and the joules that are estimated from it, is brought to the speed at which
-        its reference takes what it usually took, at the end if there was one: so they are to one
-        another as their ratios are.
+        its reference takes `reference_s`: so they are to one another as their ratios are.
         """
         row = self.row(trial)
-        slower = slowdown(row, self._reference_s) or 1.0
+        slower = slowdown(row, self.reference_s) or 1.0
         timed = {*LATENCIES, *(goal.column for goal in self.goals if goal.timed)}
         return row | {name: row[name] / slower for name in timed if row.get(name) is not None}
 
     @cached_property
-    def _reference_s(self) -> float | None:
+    def reference_s(self) -> float | None:
+        """`speed_s`, or what the reference usually took, at the end if there was one."""
+        if self.speed_s is not None:
+            return self.speed_s
         name = "latency_reference_s"
         for rows in (self.finals.values(), self.rows):
             if known := [row[name] for row in rows if row.get(name)]:
@@ -202,15 +207,22 @@ class Results:
         worst = max([0.0, *(limit.violation(self.rows[trial]) for limit in self.limits)])
         return worst if math.isfinite(worst) else None
 
+    @property
+    def machine(self) -> Mapping[str, str] | None:
+        """The fingerprint of the machine that all was measured on; None if there are several."""
+        found = [read_json(path).get("fingerprint") for path in self._records(self.complete)]
+        return found[0] if found and all(one == found[0] for one in found) else None
+
+    def _records(self, trials: Sequence[int]) -> list[Path]:
+        """Return what was kept of trials' readings, and of the device at the end."""
+        paths = [self.folder / "trials" / str(trial) / "reading.json" for trial in trials]
+        return [path for path in [*paths, self.folder / "device.json"] if path.exists()]
+
     def unavailable(self) -> dict[str, str]:
         """Return the costs that could not be had, and why."""
         reasons: dict[str, str] = {}
-        for path in [
-            *(self.folder / "trials" / str(i) / "reading.json" for i in self.complete[:1]),
-            self.folder / "device.json",
-        ]:
-            if path.exists():
-                reasons |= _reasons(path)
+        for path in self._records(self.complete[:1]):
+            reasons |= _reasons(path)
         known = {name for i in self.complete for name, v in self.rows[i].items() if v is not None}
         missing = reasons.keys() - known  # what a device cannot measure may be estimated
         return {goal.name: reasons[goal.column] for goal in COSTS if goal.column in missing}

@@ -26,6 +26,8 @@ NOTES = (
 """Columns of trials.csv behind the measured ones."""
 ALWAYS = ("latency", "flops", "params")
 """Costs that the table shows even if they are no objectives."""
+WIDEST = 10_000
+"""Characters that no line of a table has: room to measure how many it needs."""
 
 
 def trials(results: Results) -> pd.DataFrame:
@@ -114,13 +116,25 @@ def _table(results: Results) -> str:
 
 
 def printed(table: Table, width: int) -> str:
-    """Return a table as plain text; names in it stay as they are."""
+    """Return a table as plain text; names in it stay as they are.
+
+    Only the candidates wrap. Where that is not enough the table is wider than ``width``: a figure
+    that is cut off reads as another one.
+    """
     from rich.console import Console
+    from rich.measure import Measurement
 
     out = io.StringIO()
-    Console(
-        file=out, width=width, highlight=False, markup=False, emoji=False, color_system=None
-    ).print(table)
+    console = Console(
+        file=out, width=WIDEST, highlight=False, markup=False, emoji=False, color_system=None
+    )
+    for column in (one for one in table.columns if one.header != "candidate"):
+        cells = (column.header, *column.cells)
+        sizes = [Measurement.get(console, console.options, cell) for cell in cells]
+        # A column that must not wrap still counts as no wider than its longest word.
+        column.no_wrap, column.min_width = True, max(size.maximum for size in sizes)
+    least = Measurement.get(console, console.options, table).minimum
+    console.print(table, width=max(width, least))
     return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
 
 
