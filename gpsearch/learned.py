@@ -49,11 +49,11 @@ def check(folder: Path, task: Task) -> None:
         UserError: It has changed since.
     """
     source, now = read(folder), tasks.digest(task)
-    if source and source.digest and now and source.digest != now:
+    if source and source.digest and now and source.digest not in tasks.known_digests(task):
         where = source.data or "the task's own"
         raise UserError(
-            f"{folder}: learnt from other data than {where} is now; bring that back, or begin in "
-            "another folder"
+            f"{folder}: learnt from other data than {where} is now, or an older gpsearch split it "
+            "otherwise; bring that back, or begin in another folder"
         )
 
 

@@ -295,7 +295,7 @@ class Study:
         try:
             self.storage().add_trial(trial)
         except optuna.exceptions.StorageInternalError as error:
-            raise OSError(f"{self._path}: cannot be written; is the disk full?") from error
+            raise OSError(f"{self._path}: cannot be written (is the disk full?)") from error
 
     def sweep(self, keep: set[int]) -> None:
         """Delete checkpoints of finished trials, and the models of trials not in ``keep``."""

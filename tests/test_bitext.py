@@ -231,6 +231,8 @@ def test_tatoebas_own_export_is_read_without_its_ids(tmp_path):
         "tatoeba.org's export",
     )
     assert found.splits == load(table(tmp_path / "deu.txt")).splits
+    path.write_text("\n".join([*rows, "400\tword\t1400\t"]))  # one lacks its sentence
+    assert "left out for an empty side, the first in line 401" in load(path).notes[1]
     path.write_text("\n".join([*rows, "400\tword\t1400"]))
     assert f"{path}:401: has 3 of 4 columns; a line should be ID, tab, TRANSL" in refusal(path)
 

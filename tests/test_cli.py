@@ -211,6 +211,12 @@ class LetterByLetter(ToyTask):
     notes: Any = "one note"
 
 
+class NotesFail(ToyTask):
+    @property
+    def notes(self) -> Any:  # type: ignore[override]
+        raise KeyError("boom")
+
+
 class Builder(ToyTask):
     def build(self, architecture):
         raise KeyError("layer")
@@ -250,6 +256,7 @@ def test_a_training_that_was_interrupted_says_how_to_go_on(tmp_path):
         (["run", "--task", "nowhere:Task"], "'nowhere:Task' cannot be loaded"),
         (["run", "--task", "tests.test_cli:NoTask"], f"lacks metric, notes, build, {MEMBERS}"),
         (["run", "--task", "tests.test_cli:LetterByLetter"], "notes should be a tuple of lines"),
+        (["run", "--task", "tests.test_cli:NotesFail"], "cannot be loaded: KeyError: 'boom'"),
         (["run", "--task", "tests.test_cli:Builder"], "cannot build a network: KeyError: 'layer'"),
         (["run", "--task", "tests.test_cli:Exampleless"], "gives no example: KeyError: 'x'"),
         (["run", "--data", "nowhere"], "nowhere"),

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpsearch.cell import HLSTM
@@ -248,6 +249,43 @@ def test_many_gradients_at_once_are_those_one_by_one(run: Any) -> None:
     wanted = [torch.autograd.grad(hs, leaves(example), one, retain_graph=True) for one in outer]
     found = torch.autograd.grad(hs, leaves(example), outer, is_grads_batched=True)
     assert_same(list(found), [torch.stack(same) for same in zip(*wanted, strict=True)], 1e-5)
+
+
+@each_run
+def test_many_gradients_may_come_of_vmap_too(run: Any) -> None:
+    example = layer(dtype=torch.float32)
+    hs, _ = run(*example)
+    outer = torch.randn(3, *hs.shape)
+
+    def back(one: Tensor) -> Tensor:
+        return torch.autograd.grad(hs, example[1], one, retain_graph=True)[0]
+
+    torch.testing.assert_close(torch.vmap(back)(outer), torch.stack([back(one) for one in outer]))
+
+
+@each_run
+def test_what_is_computed_again_is_the_same(run: Any) -> None:
+    """Checkpoints let what was kept be looked at once."""
+    example = layer(dtype=torch.float32)
+
+    def again(*given: Any) -> tuple[Tensor, Tensor]:
+        return checkpoint(run, *given, use_reentrant=False)  # type: ignore[no-any-return]
+
+    assert_same(results(again, example), results(run, example), 1e-6)
+
+
+@each_run
+def test_a_state_may_be_written_to_after_the_call(run: Any) -> None:
+    """As by who carries it from one batch to the next."""
+    xs, h0, c0, gates = layer(dtype=torch.float32)
+    h, c = h0.detach(), c0.detach()
+    hs, cs = run(xs, h, c, gates)
+    (wanted,) = torch.autograd.grad(hs.sum(), xs[0], retain_graph=True)
+    h.copy_(hs[:, -1].detach())
+    c.copy_(cs[:, -1].detach())
+    assert torch.equal(torch.autograd.grad(hs.sum(), xs[0], retain_graph=True)[0], wanted)
+    (again,) = torch.autograd.grad(hs.sum(), xs[0], create_graph=True)
+    assert_same([again.detach()], [wanted], 1e-5)
 
 
 @each_run

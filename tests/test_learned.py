@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,13 @@ def test_another_task_is_refused_whether_it_tells_its_data_or_not(tmp_path: Path
     learned.keep(tmp_path, "toy", ToyTask(), None)
     with pytest.raises(UserError, match="began with the task 'toy', not 'speech'"):
         learned.keep(tmp_path, "speech", Told("one"), None)
+
+
+def test_what_an_older_version_told_of_the_same_data_counts(tmp_path: Path) -> None:
+    learned.keep(tmp_path, "told", Told("one"), None)
+    now: Any = Told("one and more")
+    now.older_digests = ("one",)
+    learned.check(tmp_path, now)
 
 
 def test_a_task_need_not_tell(tmp_path: Path) -> None:

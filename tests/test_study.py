@@ -315,7 +315,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
         raise optuna.exceptions.StorageInternalError("database or disk is full")
 
     monkeypatch.setattr(study.storage(), "add_trial", full)
-    with pytest.raises(OSError, match=r"study.db: cannot be written; is the disk full\?"):
+    with pytest.raises(OSError, match=r"study.db: cannot be written \(is the disk full\?\)"):
         add(study)
 
 

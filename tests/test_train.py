@@ -238,7 +238,7 @@ def test_memory_may_run_out_while_connections_grow_or_in_evaluation():
 
 
 class LazyTask(ToyTask):
-    """A task that knows how many of its batches are alive, and draws from torch's generator."""
+    """A task that knows how many of its batches are alive."""
 
     def __init__(self):
         super().__init__()

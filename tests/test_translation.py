@@ -227,3 +227,15 @@ def test_tokenised_text_is_known_and_told(tmp_path):
 def test_it_has_its_own_search_space():
     assert tasks.default_space("translation") == "translation"
     assert tasks.default_space("speech") == "hlstm"
+
+
+@pytest.mark.parametrize(
+    ("end", "is_other"), [("!", False), ("…", True), (" 你好世界你好世界你好世界", True)]
+)
+def test_folders_whose_models_know_other_sub_words_are_other_data(tmp_path, end, is_other):
+    """Those of before, which took "…" for "...", and one sentence for one Chinese word."""
+    folder = corpus(tmp_path)
+    for path in folder.glob("*.en"):
+        path.write_text(path.read_text().replace(".", end))
+    task = TranslationTask(folder)
+    assert (task.digest != tasks.digest_of(task.corpus.splits.items())) == is_other

@@ -21,7 +21,7 @@ from torch.amp import custom_bwd, custom_fwd
 
 from gpsearch.kernels.gates import Gates, flattened, restored
 from gpsearch.kernels.native import Native, counts, pointers
-from gpsearch.kernels.plain import goes_further, gradients
+from gpsearch.kernels.plain import goes_further, gradients, kept_leaves
 from gpsearch.kernels.products import linear, room_like, torch_is_fast
 from gpsearch.kernels.threads import Slice, each_in_threads, slices
 from gpsearch.kernels.tiles import in_tiles, put_product, terms
@@ -67,7 +67,8 @@ class _Compiled(torch.autograd.Function):
         parts = _parts(batch, dirs)
         _in_threads(native.forward, [loop.forward(native, parts) for loop in loops], parts)
         ctx.fixed = native, activation, masks, len(leaves)
-        ctx.save_for_backward(*leaves, h, c, *(one for loop in loops for one in loop.saved()))
+        kept = kept_leaves(leaves)
+        ctx.save_for_backward(*kept, h, c, *(one for loop in loops for one in loop.saved()))
         return h[:, 1:], c[:, 1:]
 
     @staticmethod
@@ -77,7 +78,8 @@ class _Compiled(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         native, activation, masks, count = ctx.fixed
         dirs = len(masks)
-        leaves, (h, c, *saved) = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors  # at once: each look unpacks all that hooks have packed
+        leaves, (h, c, *saved) = saved[:count], saved[count:]
         if goes_further(grad_h, grad_c):
             needed = ctx.needs_input_grad[3:]
             return None, None, None, *gradients(activation, masks, leaves, needed, grad_h, grad_c)

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
 
 from gpsearch.kernels.gates import Gates, flattened, restored
-from gpsearch.kernels.plain import goes_further, gradients
+from gpsearch.kernels.plain import goes_further, gradients, kept_leaves
 from gpsearch.kernels.products import linear, room_like, sums_of_products
 
 _aten = torch.ops.aten
@@ -82,14 +82,15 @@ class _Fused(torch.autograd.Function):
         loop = _Forward(xs, h0, c0, restored(activation, masks, weights))
         trace = loop.run()
         ctx.fixed, ctx.counts = (activation, masks), (dirs, len(leaves), len(trace.post))
-        ctx.save_for_backward(*leaves, *trace.tensors())
+        ctx.save_for_backward(*kept_leaves(leaves), *trace.tensors())
         return trace.h[:, 1:], trace.c[1:].transpose(0, 1)
 
     @staticmethod
     @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         dirs, count, depth = ctx.counts
-        leaves, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors  # at once: each look unpacks all that hooks have packed
+        leaves, saved = saved[:count], saved[count:]
         activation, masks = ctx.fixed
         if goes_further(*grads):
             needed = ctx.needs_input_grad[2:]

@@ -55,10 +55,22 @@ def plain(
 def goes_further(*grads: Tensor | None) -> bool:
     """Tell whether a backward pass is to be differentiated again, or gets many gradients at once.
 
-    As by ``create_graph=True``, and by ``is_grads_batched=True``: the faster ways can do neither.
+    As by ``create_graph=True``, ``is_grads_batched=True`` or `torch.func.vmap`: the faster ways can
+    do none of it.
     """
+    if torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
     batched = torch._C._functorch.is_legacy_batchedtensor  # as `torch.autograd.grad` makes them
-    return torch.is_grad_enabled() or any(one is not None and batched(one) for one in grads)
+    return any(one is not None and batched(one) for one in grads)
+
+
+def kept_leaves(leaves: Sequence[Any]) -> list[Any]:
+    """Return the leaves as they can be kept for `gradients`.
+
+    A state that wants no gradient is often written to, as by who carries it from call to call.
+    """
+    states = [one if one.requires_grad else one.clone() for one in leaves[:2]]
+    return [*states, *leaves[2:]]
 
 
 def gradients(

@@ -26,7 +26,7 @@ from gpsearch.kernels.gates import Gates, flattened, restored
 from gpsearch.kernels.native import Native, counts, pointers
 from gpsearch.kernels.native import native as find_native
 from gpsearch.kernels.pattern import CPattern, Patterns
-from gpsearch.kernels.plain import goes_further, gradients
+from gpsearch.kernels.plain import goes_further, gradients, kept_leaves
 from gpsearch.kernels.products import apart
 from gpsearch.kernels.threads import each_in_threads, slices
 
@@ -109,8 +109,10 @@ class _Sparse(torch.autograd.Function):
         jobs = [(loop, *outside[d]) for d, own in enumerate(loops) for loop in own]
         each_in_threads(_Loop.forward, jobs)
         ctx.fixed = native, patterns, activation, masks, parts
-        # Not to be written to: with one part the c are what is returned.
-        ctx.save_for_backward(*cs, *leaves, *(one for loop, *_ in jobs for one in loop.kept))
+        # Not to be written to: with one part the c are what is returned. The inputs, which are kept
+        # by lanes, too, are there for who differentiates again.
+        arrays = (one for loop, *_ in jobs for one in loop.kept)
+        ctx.save_for_backward(*cs, *kept_leaves(leaves), *arrays)
         in_rows = [
             c[:, 1:, :, : stop - start].mT for c, (start, stop) in zip(cs, parts, strict=True)
         ]

@@ -25,7 +25,8 @@ Split = Literal["train", "dev", "test"]
 class Task(Protocol):
     """What the search needs of a task; `gpsearch.tasks.speech` is the model to copy.
 
-    It may also have a ``digest``, by which other data is noticed: see `digest_of`.
+    It may also have a ``digest``, by which other data is noticed: see `digest_of`; where what it is
+    made of changes, ``older_digests`` keeps the folders that began with another.
     """
 
     name: str
@@ -116,6 +117,11 @@ def digest(task: Task) -> str:
     return str(getattr(task, "digest", ""))
 
 
+def known_digests(task: Task) -> set[str]:
+    """Return a task's `digest`, and those that older versions told of the same data."""
+    return {digest(task), *getattr(task, "older_digests", ())}
+
+
 def digest_of(parts: Iterable[object]) -> str:
     """Return a digest of data, part by part, by what each is when printed."""
     found = hashlib.sha256()
@@ -171,7 +177,7 @@ def find(name: str, data: Path | None = None) -> Task:
     """
     with telling(name, "cannot be loaded"):
         task: Task = _kind(name)(data)
-    _check_task(name, task)
+        _check_task(name, task)
     return task
 
 
@@ -185,8 +191,9 @@ def _check_task(name: str, task: Any) -> None:
     lacking += [one for one in _METHODS if not callable(getattr(task, one, None))]
     if lacking:
         raise UserError(f"task {name!r} lacks {', '.join(lacking)} (see gpsearch.tasks.Task)")
-    if isinstance(task.notes, str):
-        raise UserError(f"task {name!r}: notes should be a tuple of lines, not {task.notes!r}")
+    notes = task.notes
+    if not isinstance(notes, tuple | list) or not all(isinstance(one, str) for one in notes):
+        raise UserError(f"task {name!r}: notes should be a tuple of lines, not {notes!r}")
 
 
 def _kind(name: str) -> Any:

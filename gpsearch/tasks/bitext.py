@@ -138,7 +138,8 @@ def _direction(folder: Path, endings: list[str]) -> tuple[tuple[str, str], str]:
 def _plain(path: Path) -> list[Line]:
     if not path.is_file():
         raise UserError(f"{path}: is missing; --data should be {_FORMS}")
-    return lines(str(path), path.read_bytes())
+    rows = lines(str(path), path.read_bytes())
+    return [Line(number, text.strip()) for number, text in rows]
 
 
 # IWSLT's folder
@@ -327,7 +328,7 @@ def lines(where: str, content: bytes) -> list[Line]:
                 f"{where}:{number}: has {len(row):,} characters; a line should be one sentence, of "
                 f"at most {LONGEST:,}"
             )
-    composed = (unicodedata.normalize("NFC", row).strip() for row in rows)
+    composed = (unicodedata.normalize("NFC", row) for row in rows)
     return [Line(number, row) for number, row in enumerate(composed, start=1)]
 
 

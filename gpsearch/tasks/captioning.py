@@ -60,6 +60,7 @@ class CaptioningTask:
         self.notes = self.corpus.notes
         features = image_features.digest(self.corpus.features)
         self.digest = digest_of([*self.corpus.images, features])
+        self.older_digests = (digest_of(self.corpus.images),)
         train = self.corpus.split("train")
         lengths = sorted(len(caption) for image in train for caption in image.captions)
         self.longest = lengths[int(COVERED * (len(lengths) - 1))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -26,6 +28,9 @@ BATCH_SIZE_EVAL = 64
 BEAM_WIDTH = 5
 PAIRS_PER_SUBWORD, FEWEST, MOST = 8, 500, 8_000
 """The size of each language's vocabulary goes by the size of the corpus."""
+_WERE_SPACES = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff\ufffd]")
+_WAS_LONGEST = 4192
+"""Bytes of a sentence that sub-words were learnt from."""
 
 
 class Example(NamedTuple):
@@ -64,7 +69,6 @@ class TranslationTask:
 
     def __init__(self, data: Path | None = None) -> None:
         self.corpus: Bitext = load(data)
-        self.digest = digest_of(self.corpus.splits.items())
         pairs = self.corpus.splits["train"]
         size = min(max(len(pairs) // PAIRS_PER_SUBWORD, FEWEST), MOST)
         sources, targets = zip(*pairs, strict=True)
@@ -77,9 +81,22 @@ class TranslationTask:
         self.tokeniser = tokeniser_of(
             pair.target for pairs in self.corpus.splits.values() for pair in pairs
         )
+        self.digest = digest_of([*self.corpus.splits.items(), *self._otherwise(sources, targets)])
         self.signatures: dict[str, str] = {}
         """How each metric was computed, once it was."""
         self.notes = (*self.corpus.notes, *self._leave_out_long(data), *self._about_tokens())
+
+    def _otherwise(self, sources: Sequence[str], targets: Sequence[str]) -> Iterator[str]:
+        """Say what older versions took otherwise: models of theirs know other sub-words."""
+        exact = any(
+            unicodedata.normalize("NFKC", text) != text or _WERE_SPACES.search(text)
+            for text in targets
+        )
+        both = (*sources, *targets)
+        if exact or any("\u2581" in text or len(text.encode()) > _WAS_LONGEST for text in both):
+            yield "exact"
+        if self.tokeniser != "13a":
+            yield self.tokeniser
 
     def _encode(self, split: Split) -> list[Example]:
         sides = zip(*self.corpus.splits[split], strict=True)
