@@ -167,9 +167,8 @@ def _may_go(lstm: nn.LSTM, model: nn.Module) -> bool:
         id(p) for module in model.modules() for p in set(module.parameters(recurse=False))
     )
     shared = any(owners[id(p)] > 1 for p in lstm.parameters())
-    more = (
-        vars(lstm).keys() - vars(nn.LSTM(1, 1, device="meta")).keys()
-    )  # a user's own, which a forward may read
+    # What a user keeps on it a forward may read.
+    more = vars(lstm).keys() - vars(nn.LSTM(1, 1, device="meta")).keys()
     return not (lstm.proj_size or shared or more or hooked(lstm))
 
 

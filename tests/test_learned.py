@@ -39,6 +39,8 @@ def test_another_task_is_refused_whether_it_tells_its_data_or_not(tmp_path: Path
 def test_what_an_older_version_told_of_the_same_data_counts(tmp_path: Path) -> None:
     learned.keep(tmp_path, "told", Told("one"), None)
     now: Any = Told("one and more")
+    with pytest.raises(UserError, match="learnt from other data"):
+        learned.check(tmp_path, now)
     now.older_digests = ("one",)
     learned.check(tmp_path, now)
 
