@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from gpsearch.candidate import Candidate
 from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.compact import compact
 from gpsearch.errors import Unsupported, UserError
-from gpsearch.files import read_json, write_pickled, write_text
+from gpsearch.files import read_json, write_json, write_pickled
 from gpsearch.growprune import sketch
 from gpsearch.objectives import Objective
 from gpsearch.profiling import DeviceFacts, DeviceProfiler, Host, Reading, measure
@@ -274,4 +273,4 @@ if __name__ == "__main__":
         found = _answer(Path(of), int(which), *elsewhere)
     except UserError as refusal:
         sys.exit(str(refusal))
-    write_text(Path(to), json.dumps(found))
+    write_json(Path(to), found)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import re
 import tomllib
@@ -90,6 +91,24 @@ def toml_literal(value: Any) -> str:
 def write_text(path: Path, text: str) -> None:
     """Replace ``path``'s content by ``text`` atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def json_text(value: Any) -> str:
+    """Return a value as lines of JSON, which has no NaN and no infinity: they are null there."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace ``path``'s content by a value's `json_text` atomically."""
+    write_text(path, json_text(value))
 
 
 def make_folder(folder: Path) -> None:

@@ -6,13 +6,12 @@ data that it has learnt from only.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gpsearch import tasks
 from gpsearch.errors import UserError
-from gpsearch.files import read_json, write_text
+from gpsearch.files import read_json, write_json
 from gpsearch.tasks import Task
 
 FILE = "data.json"
@@ -72,4 +71,4 @@ def keep(folder: Path, name: str, task: Task, data: Path | None) -> None:
     check(folder, task)
     if source is None:
         source = Source(name, str(data.resolve()) if data else "", tasks.digest(task))
-        write_text(folder / FILE, json.dumps(asdict(source), indent=2) + "\n")
+        write_json(folder / FILE, asdict(source))

@@ -18,10 +18,10 @@ from typing import Any
 from gpsearch import profiling
 from gpsearch.deploy import check_device, columns, reading_on
 from gpsearch.errors import UserError
-from gpsearch.files import read_json, slug, write_text
+from gpsearch.files import read_json, slug, write_json
 from gpsearch.objectives import SLOWDOWN, first_reference_s, front, slowdown
 from gpsearch.profiling import DeviceFacts, Reading
-from gpsearch.study import Row, Study, facts_json
+from gpsearch.study import Row, Study, facts_row
 
 NOT_MEASURED = "not measured"
 """The state of the trials that were not on the study's front."""
@@ -102,7 +102,7 @@ class Remeasured:
         """
         for number in self.left:
             reading = reading_on(self.plan.device, self.study.folder, number)
-            write_text(self._path(number), json.dumps(reading.to_dict(), indent=2) + "\n")
+            write_json(self._path(number), reading.to_dict())
             listener(number, reading)
 
     def readings(self) -> dict[int, Reading]:
@@ -128,8 +128,8 @@ class Remeasured:
         return self.folder / "trials" / str(number) / "reading.json"
 
     def _begun(self) -> Remeasured:
-        write_text(self.folder / "device.json", facts_json(_facts(self.plan.device, self.study)))
-        write_text(self.folder / RECORD, json.dumps(asdict(self.plan), indent=2) + "\n")
+        write_json(self.folder / "device.json", facts_row(_facts(self.plan.device, self.study)))
+        write_json(self.folder / RECORD, asdict(self.plan))
         return self
 
 

@@ -8,7 +8,6 @@ has the network measured again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from gpsearch.files import (
     refuse_others,
     refuse_strangers,
     toml_literal,
+    write_json,
     write_text,
 )
 from gpsearch.kernels.memory import keep_freed_memory
@@ -133,7 +133,7 @@ class Reproduction:
             if any((folder / name).exists() for name in ("rows", "rows.csv")):
                 _refuse_another(folder, comparison, space)
             else:  # what failed before its first row can be begun again, in other words
-                write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
+                write_json(folder / ENVIRONMENT, environment())
                 write_text(folder / "space.toml", space.text)
             rows = asdict(comparison).items()
             text = "".join(f"{key} = {toml_literal(value)}\n" for key, value in rows)
@@ -168,7 +168,7 @@ class Reproduction:
                     if (not only or name in only) and not self._path(name, seed).exists():
                         listener.row_begins(name, seed, candidate)
                         row = self._row(name, seed, task, listener)
-                        write_text(self._path(name, seed), json.dumps(row, indent=2) + "\n")
+                        write_json(self._path(name, seed), row)
                         listener.row_ends(row)
                         yield row
 
@@ -202,7 +202,7 @@ class Reproduction:
             reading = read_costs(
                 device, deployed, task, reference=self._reference(task), reference_name=first
             )
-        write_text(folder / "reading.json", json.dumps(reading.to_dict(), indent=2) + "\n")
+        write_json(folder / "reading.json", reading.to_dict())
         scores: dict[str, Any] = {}
         with Host().sharing():
             for split in ("dev", "test"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import json
 import math
 import random
 import time
@@ -35,7 +34,7 @@ from gpsearch.deploy import (
     save_model,
 )
 from gpsearch.errors import Unsupported, UserError
-from gpsearch.files import write_text
+from gpsearch.files import write_json
 from gpsearch.growprune import sketch
 from gpsearch.kernels.memory import keep_freed_memory
 from gpsearch.objectives import front, refuse_percentages
@@ -290,8 +289,8 @@ class Search:
         if not math.isfinite(metrics["error"]):
             raise ValueError(f"the error of the compact network is {metrics['error']}")
         record = {"metrics": metrics, "signatures": tasks.signatures(self.task)}
-        text = json.dumps({**record, **reading.to_dict()}, indent=2)
-        write_text(self.study.trial_folder(number) / "reading.json", text + "\n")
+        path = self.study.trial_folder(number) / "reading.json"
+        write_json(path, {**record, **reading.to_dict()})
         if missing := lacking(reading, self.settings.goals):
             raise ValueError(missing)
         costs = columns(reading)

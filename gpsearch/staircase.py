@@ -30,7 +30,7 @@ from gpsearch import profiling, tasks
 from gpsearch.candidate import Architecture
 from gpsearch.compact import compact
 from gpsearch.errors import UserError
-from gpsearch.files import slug, write_text
+from gpsearch.files import slug, write_json, write_text
 from gpsearch.profiling import DeviceFacts, DeviceProfiler, Reading, facts_of, measure
 from gpsearch.profiling.measuring import PROTOCOL
 from gpsearch.settings import Settings
@@ -188,7 +188,7 @@ class Staircase:
         steps = tuple(sorted([*others, step], key=lambda one: one.width))
         longer = dataclasses.replace(self, steps=steps)
         rows = {"subject": asdict(self.subject), "steps": [asdict(one) for one in steps]}
-        write_text(self.folder / "staircase.json", json.dumps(rows, indent=2) + "\n")
+        write_json(self.folder / "staircase.json", rows)
         write_text(self.folder / "staircase.csv", longer.csv())
         return longer
 

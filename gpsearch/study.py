@@ -7,7 +7,6 @@ A kill at any moment therefore loses no finished trial, and the unfinished one g
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 import statistics
@@ -31,6 +30,7 @@ from gpsearch.files import (
     read_toml,
     refuse_others,
     refuse_strangers,
+    write_json,
     write_text,
 )
 from gpsearch.objectives import (
@@ -92,7 +92,7 @@ class Study:
         space, config = snapped(Space.read(settings.space), settings), settings.to_toml()
         make_folder(folder / "trials")
         with locked(folder):  # one that has just begun has no trial to be known by
-            write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
+            write_json(folder / ENVIRONMENT, environment())
             write_text(folder / "space.toml", space.text)
             write_text(folder / "config.toml", config)
             (folder / learned.FILE).unlink(missing_ok=True)  # of a start that came to nothing
@@ -232,13 +232,13 @@ class Study:
 
     def save_final(self, number: int, row: Row) -> None:
         """Keep what was measured of a member of the final front."""
-        write_text(self.trial_folder(number) / "final.json", json.dumps(row, indent=2) + "\n")
+        write_json(self.trial_folder(number) / "final.json", row)
 
     def save_proposal(self, number: int, proposal: Proposal) -> None:
         """Keep what the trial in hand is, so that it goes on after a kill."""
         folder = self.trial_folder(number)
         write_text(folder / "candidate.toml", proposal.candidate.to_toml())
-        write_text(folder / "proposal.json", json.dumps(proposal.params, indent=2) + "\n")
+        write_json(folder / "proposal.json", proposal.params)
 
     def candidate(self, number: int) -> Candidate:
         """Return a trial's candidate."""
@@ -259,7 +259,7 @@ class Study:
 
     def save_facts(self, facts: DeviceFacts) -> None:
         """Write device.json."""
-        write_text(self.folder / "device.json", facts_json(facts))
+        write_json(self.folder / "device.json", facts_row(facts))
 
     def add(
         self,
@@ -347,10 +347,10 @@ def _energy_by(row: Row) -> str | None:
     return f"estimated at {row['energy_j'] / row['latency_s']:g} W"
 
 
-def facts_json(facts: DeviceFacts) -> str:
-    """Return ``device.json``'s text."""
+def facts_row(facts: DeviceFacts) -> dict[str, Any]:
+    """Return what ``device.json`` holds."""
     rows = {**vars(facts), "fingerprint": dict(facts.fingerprint)}
-    return json.dumps({**rows, "unavailable": dict(facts.unavailable)}, indent=2) + "\n"
+    return {**rows, "unavailable": dict(facts.unavailable)}
 
 
 def environment() -> dict[str, Any]:

@@ -1,5 +1,7 @@
 import errno
 import fcntl
+import json
+import math
 import os
 import subprocess
 import tomllib
@@ -15,6 +17,7 @@ from gpsearch.files import (
     read_toml,
     toml_literal,
     write_atomically,
+    write_json,
     write_pickled,
     write_text,
 )
@@ -27,6 +30,17 @@ def test_the_new_content_replaces_the_old(tmp_path):
 
     assert path.read_text() == "two"
     assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_json_has_no_number_for_what_is_none(tmp_path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    path = tmp_path / "a.json"
+    write_json(path, {"latency_s": 0.5, "bleu": math.nan, "limits": (math.inf, 2, "nan")})
+
+    found = json.loads(path.read_text(), parse_constant=refuse)
+    assert found == {"latency_s": 0.5, "bleu": None, "limits": [None, 2, "nan"]}
 
 
 def test_a_failure_leaves_the_old_content_and_no_litter(tmp_path):

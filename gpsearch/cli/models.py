@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,7 +9,7 @@ import typer
 
 from gpsearch.cli.app import RESULTS, Data, Device, app, resumable
 from gpsearch.errors import UserError
-from gpsearch.files import locked, make_folder, refuse_others, slug, write_text
+from gpsearch.files import locked, make_folder, refuse_others, slug, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,8 +76,8 @@ def train(
             )
             deployed = compact(model, weights=chosen.deployment.weights)
             save_model(deployed, folder / "model.pt")
-            scores = {split: learned.evaluate(deployed, split) for split in ("dev", "test")}
-        write_text(folder / "scores.json", json.dumps(scores, indent=2, default=float) + "\n")
+            scores = {split: tasks.metrics(learned, deployed, split) for split in ("dev", "test")}
+        write_json(folder / "scores.json", scores)
         (folder / "checkpoint.pt").unlink()  # last: a kill while it was scored costs no training
     for split, metrics in scores.items():
         told = (f"{k} {tasks.score_text(k, v, learned)}" for k, v in metrics.items())

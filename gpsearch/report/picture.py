@@ -98,7 +98,8 @@ def ceiling(results: Results) -> float | None:
 def titles(results: Results) -> tuple[str, str]:
     """Return the picture's title and the line below it."""
     complete, members = len(results.complete), len(results.front)
-    line = f"{len(results.rows)} trials, {complete} complete, {members} on the front"
+    trials = "1 trial" if len(results.rows) == 1 else f"{len(results.rows)} trials"
+    line = f"{trials}, {complete} complete, {members} on the front"
     if results.again:
         line = f"{complete} members of the front measured again, {members} still on it"
     if (top := ceiling(results)) is not None:

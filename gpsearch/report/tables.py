@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from typing import TYPE_CHECKING
 
+from gpsearch.files import json_text
 from gpsearch.objectives import SLOWDOWN, Objective
 from gpsearch.report.results import COSTS, Results
 from gpsearch.study import Row
@@ -62,7 +62,7 @@ def _judgement(results: Results, trial: int) -> Row:
 def front_text(results: Results, form: str) -> str:
     """Return the front as "table", "csv" or "json"."""
     if form == "json":
-        return json.dumps(front_rows(results), indent=2) + "\n"
+        return json_text(front_rows(results))
     if form == "csv":
         return str(_frame(front_rows(results)).to_csv(index=False))
     return _table(results) + _notes(results)

@@ -90,10 +90,15 @@ def error(task: Task, metrics: Mapping[str, float]) -> float:
     return float(metrics.get("error", metrics[task.metric]))
 
 
+def metrics(task: Task, model: nn.Module, split: Split) -> dict[str, float]:
+    """Return a model's metrics on a split, as files can hold them."""
+    return {name: float(value) for name, value in task.evaluate(model, split).items()}
+
+
 def scores(task: Task, model: nn.Module, split: Split = "dev") -> dict[str, float]:
-    """Return a model's metrics on a split, the error among them, as files can hold them."""
-    metrics = {name: float(value) for name, value in task.evaluate(model, split).items()}
-    return metrics | {"error": error(task, metrics)}
+    """Return a model's metrics on a split, the error among them."""
+    found = metrics(task, model, split)
+    return found | {"error": error(task, found)}
 
 
 def unit(task: Task) -> str:
