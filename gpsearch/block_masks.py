@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class BlockMasks:
 
         Where there are fewer blocks than that takes, they connect as many as they can.
         """
+        scores = []
         for pieces in self._groups:
             budgets = shares([self._matrix(self.masks, p).numel() for p in pieces], density)
             for piece, budget in zip(pieces, budgets, strict=True):
@@ -51,6 +52,9 @@ class BlockMasks:
                 size = self._sizes([piece])
                 score = connecting(rows, columns, generator).flatten().to(size.device)
                 self._set([piece], top_k(score, fitting(score, size, size > 0, budget)))
+                scores.append(score)
+        if scores:  # what is less than a block in every matrix may be some in a group
+            self.grow(torch.cat(scores), density)
 
     def offer(self) -> None:
         """Do nothing: a dormant block reads and is read, and so has a gradient."""
@@ -79,6 +83,20 @@ class BlockMasks:
             room = round(density * int(size.sum())) - int((size * mask).sum())
             self._set(pieces, grow(mask, score, fitting(score, size, ~mask, room)))
 
+    def regrow(self, scores: Tensor, before: Mapping[str, Tensor]) -> None:
+        """Wake dormant blocks in place of those put to sleep since the masks were ``before``.
+
+        Of every size as many, those with the largest scores, so that a group's weights that are
+        awake are as many as they were.
+        """
+        for pieces, mask, size, score in self._gathered(scores):
+            dropped = self._blocks(before, pieces) & ~mask
+            for one in torch.unique(size):
+                like = size == one
+                count = int((dropped & like).sum())
+                mask = mask | (grow(mask | ~like, score, count) & like)
+            self._set(pieces, mask)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the masks do not tell: nothing."""
         return {}
@@ -90,11 +108,13 @@ class BlockMasks:
         """Yield every group's pieces, and its blocks' masks, sizes and scores."""
         seen = 0
         for pieces in self._groups:
-            size = self._sizes(pieces)
-            matrices = (self._matrix(self.masks, piece) for piece in pieces)
-            mask = torch.cat([awake(matrix, self._shape).flatten() for matrix in matrices])
+            size, mask = self._sizes(pieces), self._blocks(self.masks, pieces)
             yield pieces, mask, size, scores[seen : seen + len(size)]
             seen += len(size)
+
+    def _blocks(self, masks: Mapping[str, Tensor], pieces: list[Piece]) -> Tensor:
+        matrices = (self._matrix(masks, piece) for piece in pieces)
+        return torch.cat([awake(matrix, self._shape).flatten() for matrix in matrices])
 
     def _sizes(self, pieces: list[Piece]) -> Tensor:
         matrices = [self._matrix(self.masks, piece) for piece in pieces]
@@ -110,6 +130,6 @@ class BlockMasks:
             matrix.copy_(spread(part, self._shape, matrix.shape))
             seen += grid.numel()
 
-    def _matrix(self, tensors: dict[str, Tensor], piece: Piece) -> Tensor:
+    def _matrix(self, tensors: Mapping[str, Tensor], piece: Piece) -> Tensor:
         name, first, last = piece
         return tensors[name].flatten(1)[first:last]

@@ -72,8 +72,11 @@ def compact(model: nn.Module, *, weights: str = "float32", here: bool = True) ->
         here: It will run on this processor, so that it pays to try what is fast here.
 
     Raises:
-        UserError: A ``compaction_chain`` names no submodule, or there is no such type of weights.
+        UserError: A ``compaction_chain`` names no submodule, there is no such type of weights, or
+            ``model`` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"compact takes a torch.nn.Module, not of the type {type(model).__name__}")
     small = copied(model).eval()
     _cut(small)
     while quantize_weights(small, weights):

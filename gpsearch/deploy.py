@@ -22,7 +22,7 @@ from gpsearch.errors import Unsupported, UserError
 from gpsearch.files import read_json, write_json, write_pickled
 from gpsearch.growprune import sketch
 from gpsearch.objectives import Objective
-from gpsearch.profiling import DeviceFacts, DeviceProfiler, Host, Reading, measure
+from gpsearch.profiling import DeviceFacts, DeviceProfiler, Host, Reading, aa_gate, measure
 from gpsearch.profiling.host import WAITING
 from gpsearch.settings import Settings
 from gpsearch.space import Space
@@ -58,6 +58,10 @@ def check_reference(device: DeviceProfiler, reference: nn.Module, task: Task) ->
             f"device {name!r} cannot run task {task.name!r}: {error.args[0]}; "
             "choose another --device, such as cpu"
         ) from error
+    except UserError as error:
+        raise UserError(
+            f"task {task.name!r}: its network cannot take example(): {error.args[0]}"
+        ) from error
 
 
 def read_costs(
@@ -73,8 +77,12 @@ def read_costs(
     precision: float = 0.01,
     max_seconds: float = 20.0,
 ) -> Reading:
-    """Measure a model on the task's example, and count its FLOPs and weights."""
+    """Measure a model on the task's example, and count its FLOPs and weights.
+
+    What the A/A gate has against the device is held against each of its readings.
+    """
     example = task.example()
+    doubts = aa_gate(device, model if reference is None else reference, example)
     reading = measure(
         device,
         model,
@@ -88,7 +96,12 @@ def read_costs(
         max_seconds=max_seconds,
     )
     counts = flops.count(model, example)
-    return dataclasses.replace(reading, quantities={**reading.quantities, **counts})
+    return dataclasses.replace(
+        reading,
+        quantities={**reading.quantities, **counts},
+        stable=reading.stable and not doubts,
+        flags=[*doubts, *reading.flags],
+    )
 
 
 def read_for(

@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.rnn import PackedSequence
 
-from gpsearch.cell import HLSTM, HLSTMCell
+from gpsearch.cell import HLSTM
 from gpsearch.computed import copied, masked_weights, own_weights, remaining
 from gpsearch.errors import UserError
 from gpsearch.profiling import Quantity, arguments_on
-from gpsearch.quantize import narrow_bytes, recurrent_matrices
+from gpsearch.quantize import RECURRENT, narrow_bytes, recurrent_matrices
 
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase, HLSTM, HLSTMCell)
-_WEIGHTED = (*_RECURRENT, nn.Linear, _ConvNd)
+_WEIGHTED = (*RECURRENT, nn.Linear, _ConvNd)
 _UNKNOWN = {
     f"aten::{name}"
     for name in (
@@ -70,7 +69,7 @@ def count(model: nn.Module, example: tuple[Any, ...]) -> dict[str, Quantity]:
     with torch.no_grad(), _separate_attention():
         uses, outputs = _observe(own, inputs)
         products = {use: _products(use, calls) for use, calls in uses.items()}
-        recurrent = sum(all_ for use, (all_, _) in products.items() if isinstance(use, _RECURRENT))
+        recurrent = sum(all_ for use, (all_, _) in products.items() if isinstance(use, RECURRENT))
         _replay(outputs)
         dense = 2 * (recurrent + _traced(own, inputs))
     effective = dense - 2 * sum(all_ - live for all_, live in products.values())
@@ -148,7 +147,7 @@ def _observe(
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         uses[module].append(_applications(module, args, kwargs, out))
-        if isinstance(module, _RECURRENT):
+        if isinstance(module, RECURRENT):
             outputs[module].append(out)
 
     modules = [module for module in model.modules() if isinstance(module, _WEIGHTED)]

@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from numbers import Real
 from typing import Any, SupportsIndex
 
 import torch
@@ -46,7 +47,10 @@ class Gated(Packable):
         self.gate_dropout, self.gate_direct, self.gate_norm = gate_dropout, gate_direct, gate_norm
         self._patterns: dict[str, Patterns] = {}
         check_shares(gate_dropout=gate_dropout)
-        if activation not in ACTIVATIONS:
+        for name in ("bias", "gate_direct", "gate_norm"):
+            if getattr(self, name) not in (True, False):
+                raise UserError(f"{name}={getattr(self, name)!r} should be True or False")
+        if activation not in tuple(ACTIVATIONS):  # a list has no hash to be looked up by
             raise UserError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -196,6 +200,8 @@ def size(name: str, given: SupportsIndex) -> int:
     """Return a size as an int, be it numpy's; refuse one below 1, by its name."""
     try:
         whole = int(operator.index(given))
+        if isinstance(given, bool):
+            raise TypeError
     except TypeError:
         raise UserError(f"{name}={given!r} should be a whole number") from None
     if whole < 1:
@@ -206,5 +212,5 @@ def size(name: str, given: SupportsIndex) -> int:
 def check_shares(**shares: float) -> None:
     """Refuse what is no share between 0 and 1, by its name."""
     for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise UserError(f"{name}={share} should lie within 0 and 1")
+        if not isinstance(share, Real) or not 0 <= share <= 1:
+            raise UserError(f"{name}={share!r} should be a number from 0 to 1")

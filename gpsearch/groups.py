@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from gpsearch.cell import HLSTM, HLSTMCell
-from gpsearch.errors import UserError
+from gpsearch.computed import computed_weights
+from gpsearch.errors import Unsupported
 from gpsearch.schedule import Scope
 
 GATES = {
@@ -70,7 +72,7 @@ def weights(model: nn.Module, prunable: Callable[[str], bool] | None = None) -> 
         prunable: Says of a parameter's dotted name whether it may be pruned; None takes all.
 
     Raises:
-        UserError: An embedding's gradients are sparse.
+        Unsupported: An embedding's gradients are sparse.
     """
     found: dict[str, Weight] = {}
     seen: set[nn.Parameter] = set()
@@ -82,10 +84,29 @@ def weights(model: nn.Module, prunable: Callable[[str], bool] | None = None) -> 
             if prunable is not None and not prunable(short):
                 continue
             if getattr(module, "sparse", False) is True:
-                raise UserError(f"{short}: gradients of sparse=True have no masks; leave it out")
+                raise Unsupported(f"{short}: gradients of sparse=True have no masks; leave it out")
             gates, layer = _gates(module, short), _layer(prefix, short)
             found[short] = Weight(short, parameter, gates, layer)
     return found
+
+
+def refuse_ingredients(model: nn.Module, names: Collection[str]) -> None:
+    """Refuse parameters of which something other than a mask, such as weight norm, makes weights.
+
+    Zeros in them are none in the weights, or even a norm that is divided by.
+
+    Raises:
+        Unsupported: One of ``names`` is of such a parameter.
+    """
+    for prefix, module in model.named_modules():
+        made = [f"{name}_" for name in computed_weights(module)]
+        for name, _ in module.named_parameters(recurse=False):
+            of_others = isinstance(module, ParametrizationList) or name.startswith(tuple(made))
+            if of_others and (full := f"{prefix}.{name}" if prefix else name) in names:
+                raise Unsupported(
+                    f"{full}: weights are computed of it at every call; make them permanent "
+                    "(parametrize.remove_parametrizations, remove_weight_norm), or leave it out"
+                )
 
 
 def _gates(module: nn.Module, name: str = "") -> int:
@@ -99,8 +120,9 @@ def groups(weights: dict[str, Weight], scope: Scope) -> list[list[Piece]]:
     """Split the weights into the groups within which scores are compared.
 
     "matrix": every gate's matrix by itself; "gates": the gates stacked in one parameter jointly (of
-    an H-LSTM: the four first-layer matrices together, the four second-layer ones together);
-    "layer": all weights of a layer and direction; "global": all.
+    an H-LSTM: the four first-layer matrices together, the four second-layer ones together). In both
+    what reads the inputs and what reads the state are matrices apart, as torch keeps them: only
+    "layer", all weights of a layer and direction, and "global", all, let them compete.
     """
     pieces: dict[object, list[Piece]] = {}
     for weight in weights.values():
@@ -150,7 +172,7 @@ def _row_units(dot: str, module: nn.Module) -> Units:
 def _rnn_units(dot: str, module: nn.Module, gates: int) -> list[Units]:
     """State units of nn.LSTM and nn.GRU, one family for a layer and direction."""
     if getattr(module, "proj_size", 0):
-        raise UserError("an LSTM with proj_size has no state units that die whole; use proj_size=0")
+        raise Unsupported("an LSTM with proj_size has no whole state units; use proj_size=0")
     size = int(module.hidden_size)  # type: ignore[arg-type]
     names = dict(module.named_parameters())
     ends = sorted({name.split("_", 2)[2] for name in names if name.startswith("weight_hh")})

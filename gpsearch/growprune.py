@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 from gpsearch import groups as grouping
 from gpsearch.block_masks import BlockMasks
 from gpsearch.cell import HLSTM
-from gpsearch.errors import UserError
+from gpsearch.errors import Unsupported, UserError
 from gpsearch.grow import gradients
 from gpsearch.kernels.dormant import clear_dormant, prepared
 from gpsearch.schedule import GMP, SCHEDULES, Progress, Schedule, Update
@@ -37,7 +38,7 @@ class GrowPrune:
 
     Args:
         model: Any module: Linear, Conv, Embedding, nn.LSTM, GRU, HLSTM and what is built of them.
-        optimizer: The optimizer of the model's parameters; None if the caller applies the masks.
+        optimizer: The optimizer of the prunable weights; None if the caller applies the masks.
         schedule: A schedule, or the name of one with its default numbers.
         epochs: Epochs of the whole run, of which the schedule's times are shares.
         prunable: Says of a parameter's dotted name whether it may be pruned; None takes every
@@ -49,8 +50,10 @@ class GrowPrune:
             True is awake. Whole-unit pruning masks the units' biases too.
 
     Raises:
-        UserError: There is no such schedule, ``epochs`` is below 1, the model has no units for
-            ``row_column``, or an embedding's gradients are sparse.
+        UserError: There is no such schedule, ``epochs`` is below 1, or the optimizer does not step
+            a prunable weight.
+        Unsupported: The model has no units for ``row_column``, an embedding's gradients are
+            sparse, or a weight is computed of others, as by weight norm.
     """
 
     def __init__(
@@ -68,6 +71,9 @@ class GrowPrune:
         self.model, self.optimizer, self.epochs = model, optimizer, epochs
         self.schedule = _schedule(schedule)
         self._weights = grouping.weights(model, prunable)
+        if self.schedule.name != "dense":
+            grouping.refuse_ingredients(model, self._weights)
+            self._refuse_another_optimizer()
         self._generator = torch.Generator().manual_seed(seed)
         self._holding = True
         self._reference: float | None = None
@@ -133,12 +139,12 @@ class GrowPrune:
             return self._restore(update)
         self._pruned_once |= update.event == "prune"
         if update.event == "prune" or self._begins_cycle(update):
-            self._last_good = self._snapshot()
+            self._last_good = self._snapshot(error)
         before = {name: mask.clone() for name, mask in self.masks.items()}
         if update.prune_to is not None:
             self._prune(update.prune_to)
         if update.grow_to is not None:
-            self._grow(update.grow_to, losses, before)
+            self._grow(update, losses, before)
         self.hold()
         return update
 
@@ -219,6 +225,17 @@ class GrowPrune:
             "load_state_dict take this one's state_dict"
         )
 
+    def _refuse_another_optimizer(self) -> None:
+        """Its steps are what dormant weights are held after: another's would wake them."""
+        groups = self.optimizer.param_groups if self.optimizer else []
+        stepped = {id(parameter) for group in groups for parameter in group["params"]}
+        for name, weight in self._weights.items():
+            if self.optimizer is not None and id(weight.parameter) not in stepped:
+                raise UserError(
+                    f"{name} is in no group of the optimizer: give the one that steps all prunable "
+                    "weights, leave it out by prunable, or make another GrowPrune of the rest"
+                )
+
     def _refuse_other_parameters(self) -> None:
         for name, parameter in self._held.items():
             if self.model.get_parameter(name) is not parameter:
@@ -236,7 +253,7 @@ class GrowPrune:
             )
         families = grouping.units(self.model, self._weights)
         if not families:
-            raise UserError(
+            raise Unsupported(
                 "structure='row_column' takes whole units, of which this model has none that are "
                 "prunable (no HLSTM, nn.LSTM, nn.GRU or nn.Linear); choose another structure"
             )
@@ -248,13 +265,16 @@ class GrowPrune:
 
     def _grow(
         self,
-        density: float,
+        update: Update,
         losses: Callable[[], Iterable[Tensor]],
         before: Mapping[str, Tensor],
     ) -> None:
         self._structure.offer()
         scores, slopes = self._growth_scores(losses)
-        self._structure.grow(scores, density)
+        if update.event == "rewire" and isinstance(self._structure, BlockMasks):
+            self._structure.regrow(scores, before)
+        elif update.grow_to is not None:
+            self._structure.grow(scores, update.grow_to)
         if self.schedule.grown_init == "step":
             self._step_grown(before, slopes)
 
@@ -309,8 +329,9 @@ class GrowPrune:
     def _progress(self, epoch: int, error: float | None) -> Progress:
         return Progress(epoch, self.epochs, self.density, error, self._reference, self._gate_closed)
 
-    def _snapshot(self) -> dict[str, Any]:
+    def _snapshot(self, error: float | None) -> dict[str, Any]:
         return {
+            "error": error,
             "model": {k: v.detach().clone() for k, v in self.model.state_dict().items()},
             "masks": {name: mask.clone() for name, mask in self.masks.items()},
             "structure": self._structure.state_dict(),
@@ -331,9 +352,10 @@ class GrowPrune:
         self._gate_closed = True
         self.model.load_state_dict(self._last_good["model"])
         self._load_masks(self._last_good)
+        error = self._last_good.get("error")  # older checkpoints do not tell it
         self._last_good = None
         self.hold()
-        return update
+        return replace(update, error=error)
 
     def _load_masks(self, state: dict[str, Any]) -> None:
         for name, mask in state["masks"].items():

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gpsearch import profiling
+from gpsearch import profiling, tasks
 from gpsearch.candidate import Candidate
 from gpsearch.errors import UserError
 from gpsearch.kernels import native
@@ -73,19 +73,20 @@ class Progress:
         """Say what came out, and renew the results."""
         self.trials_here += 1
         shown = [f"{self.what}  {row['state']}"]
-        shown += [
-            f"{goal.title} {row[goal.column] * goal.scale:.4g} {goal.unit}"
-            for goal in self.study.settings.goals
-            if row.get(goal.column) is not None
-        ]
+        for goal in self.study.settings.goals:
+            if row.get(goal.column) is not None:
+                plain = goal.name == "error" and not _is_fraction(row, row)
+                scale, unit = (1.0, "") if plain else (goal.scale, f" {goal.unit}")
+                shown += [f"{goal.title} {row[goal.column] * scale:.4g}{unit}"]
         self._line("  ".join([*shown, row.get("reason", "")]).rstrip())
         self.renew()
 
     def final_ends(self, number: int, row: Row) -> None:
         """Say what a member of the front came to in the end."""
+        fraction = _is_fraction(row, self.study.rows()[number], "test_")
         self._line(
             f"front: trial {number} measured again: latency {row['latency_s'] * 1e3:.3g} ms, "
-            f"test error {row['test_error']:.2%}"
+            f"test error {row['test_error']:{'.2%' if fraction else '.3f'}}"
         )
 
     def close(self) -> None:
@@ -211,6 +212,13 @@ def _timing() -> str:
     if reading.stable:
         return f"timing  a model against itself: {ratio:.3f}, good enough to rank models"
     return "timing  noisy: " + "; ".join(reading.flags) + "; stop other work before a search"
+
+
+def _is_fraction(row: Row, of_trial: Row, split: str = "") -> bool:
+    """Say whether a row's error is a fraction; its trial's row names metric and unit."""
+    error, unit = row[f"{split}error"], of_trial.get("metric_unit", "%")
+    metric = row.get(f"{split}{of_trial.get('metric')}")
+    return tasks.is_fraction(error, error if metric is None else metric, unit)
 
 
 def _number(value: float | int) -> str:

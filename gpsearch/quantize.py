@@ -21,7 +21,8 @@ from gpsearch.errors import UserError
 TYPES = ("float32", "bfloat16", "int8")
 """Of weights; the first one rounds nothing."""
 
-_RECURRENT = (HLSTM, HLSTMCell, nn.RNNBase, nn.RNNCellBase)
+RECURRENT = (HLSTM, HLSTMCell, nn.RNNBase, nn.RNNCellBase)
+"""The layers whose matrices may be narrow, and whose products follow time."""
 _SINGLE = 4
 """Bytes of a number of single precision."""
 _MOST = 127
@@ -85,7 +86,7 @@ def narrow_bytes(weight: Float[Tensor, "rows in"]) -> int:
 
 def recurrent_matrices(model: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
     """Yield the weights that may be narrow, each once, and what masks leave of them."""
-    layers = [one for one in model.modules() if isinstance(one, _RECURRENT)]
+    layers = [one for one in model.modules() if isinstance(one, RECURRENT)]
     own = {p for layer in layers for p in layer.parameters(recurse=False) if p.dim() == 2}
     yield from ((weight, left) for weight, left in remaining(model).items() if weight in own)
 
@@ -93,7 +94,7 @@ def recurrent_matrices(model: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]
 def _refuse_computed(model: nn.Module, weights: str) -> None:
     """Refuse matrices that would not be narrow though what they are computed of were."""
     for place, layer in model.named_modules():
-        names = computed_weights(layer) if isinstance(layer, _RECURRENT) else []
+        names = computed_weights(layer) if isinstance(layer, RECURRENT) else []
         for name in names:
             if name.startswith("weight") and getattr(layer, name).dim() == 2:
                 raise UserError(

@@ -45,11 +45,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Update:
-    """One change of the masks: prune to a density, then grow to a density; or step back."""
+    """One change of the masks: prune to a density, then grow to a density; or step back.
+
+    To rewire is to grow as much as was pruned: the count stays, also where blocks differ in size.
+    """
 
     event: Literal["grow", "prune", "rewire", "restore"]
     prune_to: float | None = None
     grow_to: float | None = None
+    error: float | None = None
+    """Development error of the network that was taken back, once it is; None if unknown."""
 
 
 @runtime_checkable
@@ -104,7 +109,8 @@ class _Sparse:
     final_density: float = 0.1
     """Share of the prunable weights awake at the end."""
     scope: Scope = "gates"
-    """Compare weights within a "matrix", over the four "gates" jointly, a "layer", or "global"."""
+    """Compare weights within a "matrix", over the four "gates" jointly, a "layer", or "global". The
+    first two keep what reads the inputs and what reads the state apart."""
     structure: Structure = "element"
     """Prune single weights ("element"), whole units ("row_column") or blocks ("16x1": 16 rows of
     one column; "8x1", "4x4")."""
@@ -188,7 +194,7 @@ class _Pruning(_Sparse):
     prune_every: int = 1
     """Epochs of retraining after each pruning step."""
     tolerance: float = 0.25
-    """Largest development error above the reference at which pruning goes on; 1 opens the gate."""
+    """Largest error above the reference at which pruning goes on; inf opens the gate."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -251,8 +257,9 @@ class GP(_Pruning):
     A sparse seed grows by gradient magnitude, then is pruned by magnitude with retraining. The
     paper leaves ratios and times open; these defaults did well on AN4's development split. With
     ``cycles`` > 1 growth and fall repeat within equal parts of the run (as in SCANN): every part
-    grows by the same ratio and ends at a density on the geometric way to `final_density`. The gate
-    judges the last step of a part as the next one begins, before anything grows.
+    grows by the same ratio and ends at a density on the geometric way to `final_density`. A part
+    takes two epochs or more, so a short run has fewer. The gate judges the last step of a part as
+    the next one begins, before anything grows.
     """
 
     name: ClassVar[str] = "gp"
@@ -300,9 +307,11 @@ class GP(_Pruning):
     def _growth_window(self, epochs: int) -> _Window:
         """Return when to grow: before pruning begins, also where rounding puts both in one epoch.
 
-        A run of a single epoch has no such time.
+        A run of a single epoch has no such time, unless growth alone leads to its end.
         """
         last = min(round(self.grow_end * epochs), self._pruning_window(epochs).first - 1)
+        if epochs == 1 and self.seed_density < self.final_density:
+            last = 0
         return _Window(max(0, min(round(self.grow_start * epochs), last)), last, self.grow_every)
 
     def _pruning_window(self, epochs: int) -> _Window:
@@ -316,13 +325,15 @@ class GP(_Pruning):
         window = self._growth_window(now.epochs)
         if now.gate_closed or not window.due(now.epoch):
             return None
+        # What a single epoch grows it cannot prune any more.
+        peak = self.peak_density if now.epochs > 1 else self.final_density
         part = window.part(now.epoch)
-        target = self.seed_density + part * (self.peak_density - self.seed_density)
+        target = self.seed_density + part * (peak - self.seed_density)
         return Update("grow", grow_to=target) if target > now.density else None
 
     def _cycle(self, now: Progress) -> tuple[GP, Progress]:
         """Return the current cycle as a run of its own: its schedule and the progress within it."""
-        cycles = min(self.cycles, now.epochs)
+        cycles = max(1, min(self.cycles, now.epochs // 2))  # each grows, then prunes
         if cycles == 1:
             return self, now
         index = min(now.epoch * cycles // now.epochs, cycles - 1)
@@ -345,7 +356,8 @@ class _Rewiring(_Sparse):
     """Keep the density; every few epochs replace the smallest awake weights by dormant ones."""
 
     drop_fraction: float = 0.3
-    """Share of the awake weights replaced by the first update; falls to zero along a cosine."""
+    """Share of the awake weights that an update at the run's begin would replace; those to come
+    replace less, along a cosine of the training's time that is zero at `rewire_end`."""
     rewire_every: int = 1
     """Epochs between updates."""
     rewire_end: float = 0.75
@@ -369,7 +381,7 @@ class _Rewiring(_Sparse):
         return _phase(now, rewire=round(self.rewire_end * now.epochs))
 
     def update(self, now: Progress) -> Update | None:
-        """Replace a cosine-annealed share of the awake weights."""
+        """Replace a share of the awake weights, annealed from the run's begin (RigL, section 3)."""
         end = round(self.rewire_end * now.epochs)
         if not 0 < now.epoch < end or now.epoch % self.rewire_every:
             return None
@@ -424,7 +436,12 @@ def check_choice(name: str, value: object, choices: Any) -> None:
 
 
 def _phase(now: Progress, **ends: int) -> str:
-    """Return the first phase whose end, an epoch that is not its own any more, is yet to come."""
+    """Return the first phase whose end, an epoch that is not its own any more, is yet to come.
+
+    Behind a closed gate only retraining is left.
+    """
+    if now.gate_closed:
+        return "retrain"
     found = (name for name, end in ends.items() if now.epoch < end)
     return next(found, "retrain")
 

@@ -12,7 +12,8 @@ import math
 import random
 import time
 import traceback
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
@@ -153,7 +154,7 @@ class Search:
         Raises:
             TooCostly: The candidate cannot meet a constraint.
             TrainingFailed: The training diverged or ran out of memory.
-            Unsupported: The task has no such network.
+            Unsupported: The task has no such network, or what the candidate asks of it is refused.
         """
         torch.manual_seed(self.settings.seed)
         model = self._built(candidate)
@@ -172,7 +173,8 @@ class Search:
                 pause=pause,
             )
             weights = candidate.deployment.weights
-            deployed = compact(trained.cpu(), weights=weights, here=self.facts.here)
+            with _its_own_fault():
+                deployed = compact(trained.cpu(), weights=weights, here=self.facts.here)
             metrics = tasks.scores(self.task, deployed)
         save_model(deployed, self.study.trial_folder(number) / "model.pt")
         return metrics, self._read(number, deployed)
@@ -187,6 +189,8 @@ class Search:
         """
         with profiling.closing(self.device):
             check_reference(self.device, self.reference, self.task)
+            for doubt in profiling.aa_gate(self.device, self.reference, self.task.example()):
+                self.listener.note(doubt)
             self.study.sweep(self.front())  # a kill may have left a finished trial's checkpoint
             while len(finished := self.study.finished()) < self.settings.budget:
                 try:
@@ -197,7 +201,7 @@ class Search:
                 if time.monotonic() > self.deadline and len(finished) + 1 < self.settings.budget:
                     raise TimeUp
             self._give_up_if_hopeless()
-            self._measure_front_again()
+        self._measure_front_again()  # by processes that open the device themselves
 
     def _propose(self, finished: list[optuna.trial.FrozenTrial]) -> Proposal:
         return propose(
@@ -242,11 +246,9 @@ class Search:
     # One trial's parts
 
     def _built(self, candidate: Candidate) -> nn.Module:
-        """Build a candidate's network; that the task refuses it is no fault of the others."""
-        try:
+        """Build a candidate's network."""
+        with _its_own_fault():
             return self.task.build(candidate.architecture)
-        except UserError as refusal:
-            raise Unsupported(refusal.args[0]) from refusal
 
     def _refuse_hopeless(self, number: int, model: nn.Module, candidate: Candidate) -> None:
         """Gate a candidate whose costs are known before training to break a constraint.
@@ -258,9 +260,10 @@ class Search:
         if not limits or (self.study.trial_folder(number) / "checkpoint.pt").exists():
             return
         schedule, prunable = candidate.schedule, tasks.prunable(self.task, candidate.schedule)
-        sketched = sketch(copy.deepcopy(model), schedule, prunable)
         weights = candidate.deployment.weights
-        likeness = compact(sketched, weights=weights, here=self.facts.here)
+        with _its_own_fault():
+            sketched = sketch(copy.deepcopy(model), schedule, prunable)
+            likeness = compact(sketched, weights=weights, here=self.facts.here)
         glance = read_costs(self.device, likeness, self.task, reference=self.reference,
                             max_seconds=1.0, precision=MARGIN / 2,
                             estimate_w=self.settings.estimate_w)  # fmt: skip
@@ -351,11 +354,20 @@ class Search:
             self.listener.final_ends(number, row)
 
 
+@contextmanager
+def _its_own_fault() -> Iterator[None]:
+    """Let what refuses a candidate's network be no fault of the others: its trial alone fails."""
+    try:
+        yield
+    except UserError as refusal:
+        raise Unsupported(refusal.args[0]) from refusal
+
+
 def _ends_the_study(failure: Exception, number: int) -> bool:
     """Tell failures that others would share from those of one candidate.
 
-    What cannot run on the device is the candidate's fault, but for the first one: that is what all
-    others are held against.
+    What cannot be built, pruned, compacted or run is the candidate's fault, but for the first one:
+    that is what all others are held against.
     """
     if isinstance(failure, Unsupported):
         return number == 0

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gpsearch.cell import HLSTM, HLSTMCell, State
 from gpsearch.errors import UserError
+from gpsearch.gated import size
 from gpsearch.kernels.decode import Running
 
 
@@ -40,7 +41,7 @@ class Stream:
     def __init__(
         self, layer: nn.Module, batch: int = 1, state: Sequence[Tensor] | None = None
     ) -> None:
-        layer = _suitable(layer, batch)
+        layer, batch = _suitable(layer), size("batch", batch)
         self._layer, self._batch = layer, batch
         some = next(chain(layer.parameters(), layer.buffers()))  # weights may be either
         shape = layer.num_layers if isinstance(layer, HLSTM) else 1, batch, layer.hidden_size
@@ -87,6 +88,8 @@ class Stream:
         return running.step(x)
 
     def _suiting(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise UserError(f"a step is a tensor, not of the type {type(x).__name__}")
         if x.shape != (self._batch, self._layer.input_size):
             raise UserError(
                 f"a step is {[self._batch, self._layer.input_size]}, not {list(x.shape)}"
@@ -109,7 +112,7 @@ class Stream:
         return output
 
 
-def _suitable(layer: nn.Module, batch: int) -> HLSTM | HLSTMCell:
+def _suitable(layer: nn.Module) -> HLSTM | HLSTMCell:
     """Return the layer if it can be a stream."""
     kind = type(layer).__name__
     if isinstance(layer, nn.LSTM):
@@ -120,8 +123,6 @@ def _suitable(layer: nn.Module, batch: int) -> HLSTM | HLSTMCell:
         raise UserError("a stream is for eval mode; call eval() on the layer first")
     if isinstance(layer, HLSTM) and layer.bidirectional:
         raise UserError("a bidirectional layer needs whole sequences; it cannot be a stream")
-    if batch < 1:
-        raise UserError(f"batch={batch} should be at least 1")
     return layer
 
 

@@ -187,6 +187,9 @@ class _Run:
             return ""
         if self.masks.density != before:
             self.best = None  # a network of another density is another network
+        if update.event == "restore":  # what was good stays good, whatever is trained from here
+            self.error = self._dev_error() if update.error is None else update.error
+            self._remember_best()
         return f"{update.event} {before:.3f} to {self.masks.density:.3f}"
 
     def train_epoch(self) -> float:
@@ -273,7 +276,7 @@ class _Run:
         assert self.best is not None
         self.error = self.best["error"]
         event = self.change_masks()
-        if event:
+        if self.best is None:  # a schedule of one's own may change more at the end
             self.error = self._dev_error()
             self._remember_best()
         return event
@@ -291,7 +294,10 @@ class _Run:
             self.best = {"error": self.error, "model": state}
 
     def best_network(self) -> nn.Module:
-        """Return the model with the best weights seen since its density last changed."""
+        """Return the model with the best weights seen since its density last changed.
+
+        After a step back those taken back are among them.
+        """
         assert self.best is not None
         self.model.load_state_dict(self.best["model"])
         self.masks.release()

@@ -113,6 +113,31 @@ def test_a_seed_connects_as_many_rows_and_columns_as_it_has_blocks(structure):
         assert grid.any(0).sum() == min(int(grid.sum()), grid.shape[1])
 
 
+def test_a_seed_fills_what_its_group_has_room_for():
+    # Gates of 8 x 6: 0.3 of one are 14.4 weights, a block of 8 and most of a second.
+    blocks, masks = masks_of(nn.LSTM(6, 8), "8x1")
+    blocks.seed(0.3, torch.Generator().manual_seed(0))
+
+    assert masks["weight_ih_l0"].sum() == 56  # of at most 57.6, where 4 x 8 were
+
+
+def test_as_many_blocks_of_every_size_wake_as_were_put_to_sleep():
+    # Gates of 9 rows: of a column the first 8 are a block, and the last one is another.
+    model = nn.LSTM(6, 9)
+    blocks, masks = masks_of(model, "8x1")
+    random = torch.Generator().manual_seed(0)
+    blocks.seed(0.5, random)
+    before = {name: mask.clone() for name, mask in masks.items()}
+    blocks.prune(blocks.random(random), 0.2)
+    slept = {name: mask.clone() for name, mask in masks.items()}
+    blocks.regrow(blocks.random(random), before)
+
+    for name, mask in masks.items():
+        assert slept[name].sum() < before[name].sum() == mask.sum()
+        assert (slept[name] <= mask).all()
+        assert not mask.equal(before[name])
+
+
 def test_random_scores_are_drawn_for_blocks_so_that_small_ones_have_the_same_chance():
     model = nn.Linear(1, 17)
     blocks, _ = masks_of(model, "16x1")

@@ -632,6 +632,16 @@ def test_packed_sequences_of_other_features_are_refused(features: int, density: 
 def test_what_is_of_another_type_is_named() -> None:
     with pytest.raises(UserError, match=r"gate_hidden=32 should be a sequence of widths: \(128,\)"):
         HLSTM(3, 4, gate_hidden=32)  # type: ignore[arg-type]
+    for options, message in (
+        ({"dropout": "x"}, "dropout='x' should be a number from 0 to 1"),
+        ({"gate_dropout": None}, "gate_dropout=None should be a number from 0 to 1"),
+        ({"activation": ["relu"]}, r"activation=\['relu'\] is not one of"),
+        ({"bias": "no"}, "bias='no' should be True or False"),
+        ({"gate_direct": None}, "gate_direct=None should be True or False"),
+        ({"gate_hidden": [True]}, r"gate_hidden\[0\]=True should be a whole number"),
+    ):
+        with pytest.raises(UserError, match=f"^{message}"):
+            HLSTM(3, 4, **options)
     with pytest.raises(UserError, match="lengths is a list; it should be a tensor of integers"):
         HLSTM(3, 4)(torch.zeros(5, 2, 3), lengths=[5, 3])
 

@@ -5,17 +5,22 @@ import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.core import TyperGroup, TyperOption
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from gpsearch import tasks
 from gpsearch.candidate import Candidate
 from gpsearch.cli import app, main
+from gpsearch.compact import compact
+from gpsearch.deploy import load_model
 from gpsearch.errors import UserError
 from gpsearch.files import locked
 from gpsearch.settings import Settings
@@ -103,18 +108,30 @@ def test_train_and_profile_a_candidate(tmp_path):
     candidate = tmp_path / "c.toml"
     candidate.write_text(
         "[architecture]\nhidden_size = 6\ngate_width = 4\n[schedule]\nname = 'gp'\n"
-        "[training]\nepochs = 4\nbatch_size = 16\n"
+        "[training]\nepochs = 4\nbatch_size = 16\n[deployment]\nweights = 'int8'\n"
     )
-    train = ["train", candidate, *TOY, "--out", tmp_path / "t"]
+    train = ["train", candidate, *TOY, "--seed", 7, "--out", tmp_path / "t"]
     code, out, err = call(*train)
     assert code == 0, err
     assert "test: err" in out
     assert (tmp_path / "t" / "history.csv").exists()
-    assert call("profile", candidate, *TOY, *TOY_DEVICE)[0] == 0
-    assert call("profile", tmp_path / "t", *TOY, *TOY_DEVICE)[0] == 0
-    assert call("profile", tmp_path / "t" / "model.pt", *TOY, *TOY_DEVICE)[0] == 0
+    for words, energy in (
+        ([candidate], "unavailable: no counter here"),
+        ([tmp_path / "t", "--no-energy"], "unavailable: not asked for"),
+        ([tmp_path / "t" / "model.pt", "--estimate-energy", 5], r"\S+ J  .*estimated, .*5 W"),
+    ):
+        code, out, err = call("profile", *words, *TOY, *TOY_DEVICE)
+        assert code == 0, err
+        assert re.search(f"^energy_j +{energy}", out, re.MULTILINE)
 
     assert json.loads((tmp_path / "t" / "scores.json").read_text()).keys() == {"dev", "test"}
+
+    torch.manual_seed(7)
+    task, of = ToyTask(), Candidate.read(candidate)
+    alone = grow_and_prune(task.build(of.architecture), task, of.schedule, of.training, seed=7)
+    wanted = compact(alone, weights="int8", here=False).state_dict()
+    found = load_model(tmp_path / "t" / "model.pt").state_dict()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
     code, _, err = call(*train)
     assert code == 2
@@ -175,23 +192,101 @@ def test_a_reproduction_s_rows_have_learnt_what_it_says(tmp_path):
 
 
 class Hopeless(ToyTask):
+    space = "tests/toy.toml"
+
     def build(self, architecture):
         raise RuntimeError("no network today")
 
 
+HOPELESS = "tests.test_cli:Hopeless"
+FLAGS = {
+    "task": HOPELESS, "space": str(ROOT / "tests" / "toy.toml"), "device": "tests.toy:ToyDevice",
+    "budget": 3, "objectives": "error,energy", "constraint": ("params<=1e5", "error<=0.5"),
+    "data": "corpus", "timeout": "2h", "seed": 4, "sampler": "nsga2", "epochs": 5,
+    "estimate_energy": 2.5, "threads": 2,
+}  # fmt: skip
+"""Every flag of `run` that config.toml keeps, none at its default."""
+
+
+def options_of_run():
+    """Return the flags of `run` by name."""
+    commands = get_command(app)
+    assert isinstance(commands, TyperGroup)
+    return {str(one.name): one for one in commands.commands["run"].params}
+
+
+def kept(folder):
+    """Return what a study's config.toml holds."""
+    return Settings.read(folder / "config.toml")[0]
+
+
+def test_config_toml_keeps_every_flag_of_run(tmp_path):
+    assert FLAGS.keys() == options_of_run().keys() - {"out", "config"}
+    assert all(value != getattr(Settings(), name) for name, value in FLAGS.items())
+    words = ["run", "--out", tmp_path]  # a folder that was there, and so stays
+    for name, value in FLAGS.items():
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [f"--{name.replace('_', '-')}", one]
+    code, _, err = call(*words)
+
+    assert code == 2
+    assert err.endswith("no network today\n")
+    assert kept(tmp_path) == {**FLAGS, "data": str(Path("corpus").resolve())}
+
+
+def test_a_run_without_a_space_takes_its_task_s(tmp_path):
+    assert call("run", "--task", HOPELESS, *TOY_DEVICE, "--out", tmp_path)[0] == 2
+    assert kept(tmp_path)["space"] == "tests/toy.toml"
+
+
+def test_a_study_whose_time_is_up_says_how_to_go_on(folder, tmp_path):
+    longer = shutil.copytree(folder, tmp_path / "longer")
+    code, out, err = call("resume", longer, "--budget", 9, "--timeout", "0.001s")
+
+    assert code == 0, err
+    assert f"time is up; go on with: gpsearch resume {longer}\n" in out
+    assert (kept(longer)["budget"], kept(longer)["timeout"]) == (9, "0.001s")
+
+
+class NoRoom(ToyTask):
+    """The disk is full as soon as a training begins."""
+
+    def batches(self, training, epoch, seed):
+        raise OSError("No space left on device")
+
+
+def test_a_study_that_ran_out_of_disk_says_how_to_go_on(tmp_path):
+    task = ["--task", "tests.test_cli:NoRoom", "--space", "tests/toy.toml"]
+    code, _, err = call("run", *task, *TOY_DEVICE, "--out", tmp_path / "r")
+
+    assert code == 1
+    assert err.endswith(
+        "gpsearch: No space left on device; when that is mended, go on with: "
+        f"gpsearch resume {tmp_path / 'r'}\n"
+    )
+
+
+def test_compare_prints_and_draws_two_fronts(folder, tmp_path):
+    picture = tmp_path / "c.png"
+    code, out, err = call("compare", folder, folder, "--out", picture)
+
+    assert code == 0, err
+    assert "hypervolume of error, flops, latency: A " in out
+    assert out.endswith(f"picture: {picture}\n")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_start_that_fails_leaves_no_folder(tmp_path):
-    code, _, err = call("run", "--task", "tests.test_cli:Hopeless", "--out", tmp_path / "r")
+    code, _, err = call("run", "--task", HOPELESS, "--out", tmp_path / "r")
     assert code == 2
     assert err.endswith("task 'toy' cannot build a network: RuntimeError: no network today\n")
     assert not (tmp_path / "r").exists()
 
 
 def test_the_defaults_that_help_tells_are_those_of_the_settings():
-    commands = get_command(app)
-    assert isinstance(commands, TyperGroup)
     told = {
-        str(flag.name): flag.show_default
-        for flag in commands.commands["run"].params
+        name: flag.show_default
+        for name, flag in options_of_run().items()
         if isinstance(flag, TyperOption) and isinstance(flag.show_default, str)
     }
     assert len(told) > 5
@@ -364,12 +459,147 @@ def test_the_lists(command):
 
 def test_flags_can_stand_in_a_file(tmp_path):
     (tmp_path / "mine.toml").write_text('budget = 1\nobjectives = "error,params"\nseed = 4\n')
-    code, _, err = call(
-        "run", *TOY, *TOY_DEVICE, "--space", "tests/toy.toml", "--config", tmp_path / "mine.toml",
-        "--seed", 5, "--out", tmp_path / "r",
-    )  # fmt: skip
+    words = ["run", "--task", HOPELESS, *TOY_DEVICE, "--config", tmp_path / "mine.toml"]
+    assert call(*words, "--seed", 5, "--out", tmp_path)[0] == 2
+    assert kept(tmp_path) == {
+        **vars(Settings()), "task": HOPELESS, "space": "tests/toy.toml",
+        "device": "tests.toy:ToyDevice", "budget": 1, "objectives": "error,params", "seed": 5,
+    }  # fmt: skip
 
+
+# What may be wrong with a task of one's own
+
+
+class Rooted(ToyTask):
+    """A task whose metric is no fraction."""
+
+    metric, unit = "rmse", ""
+
+    def evaluate(self, model, split="dev"):
+        return {"rmse": 13.7, "worst": 3.0}
+
+
+class Rising(ToyTask):
+    """A task whose error is made of a score."""
+
+    metric, unit = "cider_d", ""
+
+
+@pytest.fixture
+def candidate(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text("[architecture]\nhidden_size = 6\n[training]\nepochs = 2\n")
+    return path
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write a task into a file in a folder; return what --task calls it."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def written(member, head=""):
+        lines = [head, "import torch", "from tests.toy import ToyTask", "class Mine(ToyTask):"]
+        path = tmp_path / f"own_{tmp_path.name}.py"  # Python knows a module of another test still
+        path.write_text("\n".join([*lines, f"    {member}\n"]))
+        return f"{path}:Mine"
+
+    return written
+
+
+def test_no_metric_can_have_the_name_of_a_column(folder):
+    for name in ("trials.csv", "pareto.csv"):
+        columns = (folder / name).read_text().splitlines()[0].split(",")
+        mine = [one for one in columns if not any(fnmatchcase(one, taken) for taken in tasks.TAKEN)]
+        assert mine == ["error", "err"]
+
+
+def test_a_score_that_is_no_fraction_is_told_as_it_is(tmp_path, candidate):
+    task = ["--task", "tests.test_cli:Rooted"]
+    run = ["run", *task, *TOY_DEVICE, "--space", "tests/toy.toml", "--budget", 1]
+    code, _, err = call(*run, "--out", tmp_path / "r")
     assert code == 0, err
-    config = (tmp_path / "r" / "config.toml").read_text()
-    assert 'objectives = "error,params"' in config
-    assert "seed = 5" in config
+    assert "  complete  error 13.7  latency " in err
+    assert err.endswith(" ms, test error 13.700\n")
+
+    code, out, err = call("train", candidate, *task, "--out", tmp_path / "t")
+    assert code == 0, err
+    assert "\ntest: rmse 13.700, worst 3.000\n" in out
+
+
+def test_scores_are_fractions_beside_one_that_the_error_is_made_of():
+    scores = {"cider_d": 0.25, "cider_d_beam": 0.3, "bleu_1": 0.6, "error": 0.8}
+    told = ["0.250", "0.300", "60.00%", "80.00%"]
+    assert [*tasks.score_texts(scores, Rising()).values()] == told
+    assert tasks.score_texts({"err": 0.125}, ToyTask()) == {"err": "12.50%"}
+
+
+RETURNS = "def evaluate(self, *_): return "
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ("metric = 'latency_s'", "Mine calls a metric 'latency_s'; choose a name that is no other"),
+        ("metric = 'state'", "none of trial, state, p:*, latency_*, "),
+        ("def example(self): return [self.x[:1]]", "Mine.example should return a tuple, (x,), not"),
+        ("def build(self, _): pass", "Mine.build should return a torch.nn.Module, not None"),
+        ("def loss(self, *_): return 0.5", "'float' object has no attribute 'backward'; "),
+        ("def loss(self, *_): return torch.ones(2, requires_grad=True)", "for scalar outputs; "),
+        (RETURNS + "{'err': 0.5, 'params': 0.25}", "Mine calls a metric 'params'; choose a name"),
+        (RETURNS + "{'missed': 0.5}", "a dict with a number for 'err', not for 'missed' alone"),
+        (RETURNS + "{}", "a dict with a number for 'err', not for nothing alone"),
+        (RETURNS + "{'err': torch.ones(2)}", "and nothing but single numbers: ValueError: only"),
+        (RETURNS + "0.5", "evaluate should return a dict with a number for 'err', not a float"),
+    ],
+)
+def test_what_a_task_gets_wrong_is_told_in_one_line(tmp_path, candidate, write, member, message):
+    code, _, err = call("train", candidate, "--task", write(member), "--out", tmp_path / "t")
+
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("gpsearch: task '")
+    assert message in err
+    log = tmp_path / "t" / "log.txt"
+    assert log.exists() == ("def loss" in member) == (f"; {log} tells where, and " in err)
+
+
+def test_a_search_does_not_try_more_with_a_task_that_gets_its_metric_wrong(tmp_path, write):
+    task = ["--task", write(RETURNS + "{'missed': 0.5}"), "--space", "tests/toy.toml"]
+    code, _, err = call("run", *task, *TOY_DEVICE, "--out", tmp_path / "r")
+
+    assert code == 2
+    assert err.splitlines()[-1] == (
+        "gpsearch: task 'toy': Mine.evaluate should return a dict with a number for 'err', "
+        "not for 'missed' alone"
+    )
+
+
+def test_a_task_may_be_given_by_its_file_and_is_kept_by_the_whole_of_it(
+    tmp_path, candidate, write, monkeypatch
+):
+    task, trained = write("pass"), tmp_path / "t"
+    monkeypatch.chdir(tmp_path)
+    name = f"./{Path(task).name}"
+    code, _, err = call("train", candidate, "--task", name, "--out", trained)
+    assert code == 0, err
+    assert json.loads((trained / "data.json").read_text())["task"] == task
+    assert call("show", trained, "--task", name)[0] == 0
+
+    monkeypatch.chdir("/")
+    assert call("show", trained, "-n", 1)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("plug/x.py:Mine", "there is no file /.*plug/x.py; give its path from this folder"),
+        ("plug/x:Mine", "No module named .*; call from the folder .* its file: path/to/file.py:Cl"),
+        ("nowhere:Mine", "No module named 'nowhere'; call from the folder where that lies, or giv"),
+        ("string.py:Mine", "Python has another module string; rename string.py"),
+        ("{}", "cannot be loaded: ModuleNotFoundError: No module named 'nowhere'$"),
+    ],
+)
+def test_a_task_that_is_not_where_it_is_said_to_be(tmp_path, write, monkeypatch, task, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "string.py").touch()
+    with pytest.raises(UserError, match=message):
+        tasks.find(task.format(write("pass", "import nowhere")))

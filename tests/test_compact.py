@@ -360,6 +360,12 @@ def test_a_chain_of_unknown_names_is_named():
         compact(Wrong())
 
 
+@pytest.mark.usefixtures("untyped")
+def test_what_is_no_module_is_named() -> None:
+    with pytest.raises(UserError, match=r"takes a torch\.nn\.Module, not of the type dict"):
+        compact({"weight": torch.zeros(2)})  # type: ignore[arg-type]
+
+
 # Random masks
 
 

@@ -16,6 +16,7 @@ from gpsearch.errors import UserError
 from gpsearch.objectives import objectives
 from gpsearch.report import Comparison, Results, comparison_text, draw_comparison
 from gpsearch.report.comparison import RATIO, kendall, spearman
+from gpsearch.report.paired import comparison_figure
 from gpsearch.report.picture import points
 from gpsearch.study import Row
 
@@ -201,6 +202,26 @@ def test_the_text_says_who_stays_and_how_alike_the_ranks_are(tmp_path: Path) -> 
     assert "latency 4 -0.400 -0.333 1.000" in lines
     assert "latency / that of dense_lstm 4 -0.400 -0.333 1.000" in lines
     assert any(line.startswith("hypervolume of error, latency: A 0.2665") for line in lines)
+
+
+def test_the_picture_shows_both_fronts_and_what_is_the_same_network(tmp_path: Path) -> None:
+    figure: Any = comparison_figure(Comparison.of(results(tmp_path, A), again(tmp_path, B)))
+    (axes,) = figure.axes
+    blue, red, grey = "#2a7f9e", "#d1495b", "#8b949e"
+    drawn: dict[Any, list[Any]] = {}
+    for line in axes.lines:
+        kind = line.get_color(), line.get_marker(), line.get_drawstyle()
+        drawn.setdefault(kind, []).append(line.get_xydata().tolist())
+
+    assert drawn == {
+        (blue, "o", "default"): [[[4, 10]], [[3, 20]], [[2, 30]], [[5, 40]]],
+        (blue, "None", "steps-post"): [[[2, 30], [3, 20], [4, 10]]],
+        (red, "o", "default"): [[[4, 10]], [[5, 20]], [[2, 30]], [[1, 40]]],
+        (red, "None", "steps-post"): [[[1, 40], [2, 30], [4, 10]]],
+        (grey, "None", "default"): [
+            [[4, 10], [4, 10]], [[3, 20], [5, 20]], [[2, 30], [2, 30]], [[5, 40], [1, 40]],
+        ],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("goals", ["error,latency", "error,latency,flops"])

@@ -17,7 +17,7 @@ from gpsearch.deploy import (
 )
 from gpsearch.errors import UserError
 from gpsearch.objectives import objectives
-from gpsearch.profiling import Quantity, Reading
+from gpsearch.profiling import Host, Quantity, Reading, aa_gate
 from gpsearch.quantize import quantize_weights
 from gpsearch.space import Space
 from tests.toy import ToyDevice, ToyTask
@@ -35,6 +35,29 @@ def test_a_reading_has_every_cost():
     assert row["latency_lo_s"] <= row["latency_s"] <= row["latency_hi_s"]
     assert row["latency_ratio"] == 1
     assert {"flops_dense", "flops_effective", "weight_bytes", "energy_j"} <= row.keys()
+
+
+class Lopsided(ToyDevice):
+    """A device that is slower with what was loaded first."""
+
+    def run(self, handles, schedule):
+        return [handles[index] * (1 if index else 1.3) for index in schedule]
+
+
+def test_a_device_that_fails_the_aa_gate_is_flagged_in_every_reading(tmp_path):
+    device, task = Lopsided(), ToyTask()
+    reference = reference_model(SPACE, task)
+    impatient = Host(sleep=lambda seconds: None, locks=tmp_path)
+    doubts = aa_gate(device, reference, task.example(), host=impatient)
+    for beside in (reference, None):
+        reading = read_costs(device, reference, task, reference=beside)
+        assert not reading.stable
+        assert reading.flags == doubts
+    assert "a model against itself: 1.300" in doubts[0]
+
+    fair = read_costs(ToyDevice(), reference, task, reference=reference)
+    assert (fair.stable, fair.flags) == (True, [])
+    assert (fair.workload["batch"], fair.workload["steps"]) == (1, 6)
 
 
 def test_a_glance_is_taken_for_the_least_that_it_may_mean():

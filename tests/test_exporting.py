@@ -255,6 +255,30 @@ def test_a_model_that_torch_has_pruned_can_be_exported() -> None:
     assert in_numpy(layer, torch.randn(5, 2, 3)) <= 1e-5
 
 
+class NearZero(nn.Module):
+    """A sum that is nearly taken away again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(0, keepdim=True) - 3.9994
+
+
+def test_what_lies_near_0_by_chance_is_held_against_how_far_inputs_move_it() -> None:
+    program = exported(NearZero(), (torch.tensor([0.0, 1.0, 1.0, 2.0]),))
+    (wanted,) = program.expected
+    assert 5e-4 < wanted < 7e-4
+    rounding = np.float32(1e-7)  # 2e-4 of what is wanted, but little beside the sum, 4
+    assert program.check([wanted + rounding]) is None
+    for wrong in (wanted + np.float32(1e-3), wanted * np.float32(np.nan)):
+        assert "its outputs differ from the model's by" in str(program.check([wrong]))
+
+
+def test_what_no_input_moves_is_held_against_itself() -> None:
+    program = exported(nn.Linear(2, 1), (torch.zeros(1, 2),))
+    (wanted,) = program.expected
+    assert program.check([wanted * np.float32(1.00001)]) is None
+    assert "by 1.0e-03" in str(program.check([wanted * np.float32(1.001)]))
+
+
 def test_a_model_is_exported_in_inference_mode_too() -> None:
     outside = HLSTM(3, 6, gate_hidden=(4,))
     with torch.inference_mode():

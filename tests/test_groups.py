@@ -42,6 +42,7 @@ def test_layers_and_directions_are_told_apart():
 def test_an_h_lstms_first_and_second_gate_layers_are_sorted_apart():
     names = [pieces[0][0] for pieces in groups(weights(HLSTM(3, 2, gate_hidden=(5,))), "gates")]
 
+    # What reads the inputs and what reads the state are apart, too: two matrices of one layer.
     assert names == ["weight_gate_ih_l0", "weight_gate_hh_l0", "weight_gate1_l0"]
 
 

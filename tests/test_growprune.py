@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrizations, weight_norm
 
 from gpsearch import blocks
 from gpsearch.blocks import SHAPES, spread
 from gpsearch.cell import HLSTM
 from gpsearch.compact import compact
-from gpsearch.errors import UserError
+from gpsearch.errors import Unsupported, UserError
 from gpsearch.groups import groups, weights
 from gpsearch.growprune import GrowPrune, sketch
 from gpsearch.schedule import GMP, GP, SET, Dense, RigL, Selfish
@@ -271,6 +272,23 @@ def test_blocks_live_and_die_whole_under_every_schedule(schedule, structure):
     assert torch.stack([*batches()]).sum() < first
 
 
+@pytest.mark.parametrize("structure", ["16x1", "8x1", "4x4"])
+@pytest.mark.parametrize("schedule", [SET, RigL, Selfish])
+def test_rewiring_blocks_keeps_the_count_of_weights(schedule, structure):
+    torch.manual_seed(0)
+    model = HLSTM(6, 18, gate_hidden=(17,), gate_direct=True)  # edges are smaller blocks
+    masks = GrowPrune(model, None, schedule(final_density=0.3, structure=structure), 8)
+    counts, moved = {masks.nonzeros}, False
+    for epoch in range(8):
+        before = awake(masks)
+        masks.update(epoch, losses(model))
+        counts.add(masks.nonzeros)
+        moved |= any(not before[n].equal(m) for n, m in masks.masks.items())
+
+    assert len(counts) == 1
+    assert moved
+
+
 def test_an_average_computes_with_the_weights_that_are_awake_now():
     torch.manual_seed(0)
     model, x = HLSTM(8, 32, gate_hidden=(32,)), torch.randn(6, 16, 8)
@@ -338,6 +356,31 @@ def test_what_cannot_be_grown_and_pruned_says_why(model, schedule, message):
         GrowPrune(model, None, schedule, 4)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [weight_norm, parametrizations.weight_norm])
+@pytest.mark.parametrize("layer", [nn.Linear(4, 3), HLSTM(4, 3, gate_hidden=(2,))])
+def test_what_weight_norm_makes_weights_of_is_not_pruned(norm, layer):
+    name = "weight" if isinstance(layer, nn.Linear) else "weight_gate_hh_l0"
+    model = nn.Sequential(nn.Linear(4, 4), norm(copy.deepcopy(layer), name))
+    optimizer = torch.optim.SGD(model.parameters())
+
+    with pytest.raises(Unsupported, match=r"1\..*: weights are computed of it .* leave it out"):
+        GrowPrune(model, optimizer, "gp", 4)
+    GrowPrune(model, optimizer, "dense", 4)
+    masks = GrowPrune(model, optimizer, "gp", 4, prunable=lambda name: name.startswith("0."))
+    assert list(masks.masks) == ["0.weight"]
+
+
+def test_the_optimizer_is_the_one_that_steps_all_prunable_weights():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    first, last = (torch.optim.SGD(layer.parameters()) for layer in model)
+
+    with pytest.raises(UserError, match=r"1\.weight is in no group of the optimizer"):
+        GrowPrune(model, first, "gp", 4)
+    GrowPrune(model, first, "gp", 4, prunable=lambda name: name.startswith("0."))
+    GrowPrune(model, last, "gp", 4, prunable=lambda name: name.startswith("1."))
+
+
 def test_a_model_with_nothing_to_prune_is_left_alone():
     model = nn.BatchNorm1d(4)
     masks = GrowPrune(model, None, GMP(prune_start=0.0), 4)
@@ -355,14 +398,18 @@ def test_a_network_that_does_not_recover_is_exchanged_for_the_last_good_one():
     schedule = GMP(final_density=0.1, prune_start=0.25, prune_end=0.75, tolerance=0.05)
     masks = GrowPrune(model, torch.optim.Adam(model.parameters()), schedule, 8)
     errors = [None, 0.30, 0.20, 0.22, 0.40, 0.10, 0.10, 0.10]  # after each epoch but the last
-    events, densities, weights = [], [], []
+    events, densities, weights, phases = [], [], [], []
     for epoch, error in enumerate(errors):
         update = masks.update(epoch, losses(model), error)
         events.append(update.event if update else "")
+        phases.append(masks.phase(epoch))
+        if update is not None:
+            assert update.error == (0.22 if update.event == "restore" else None)
         densities.append(masks.density)
         weights.append(model[0].weight.detach().clone())
 
     assert events == ["", "", "prune", "prune", "restore", "", "", ""]
+    assert phases == ["dense"] * 2 + ["prune"] * 2 + ["retrain"] * 4
     assert densities[4:] == [densities[2]] * 4  # the network before the step that did not recover
     assert weights[4].equal(weights[2])
 

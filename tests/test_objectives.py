@@ -4,6 +4,7 @@ import pytest
 
 from gpsearch.errors import UserError
 from gpsearch.objectives import (
+    _LIMITS,
     OBJECTIVES,
     SLOWDOWN,
     constraint,
@@ -49,6 +50,34 @@ def test_a_constraint_is_converted_to_the_columns_unit():
     assert limit.violation({"latency_s": 0.006}) == pytest.approx(0.2)
     assert limit.violation({"latency_s": 0.004}) < 0
     assert limit.violation({"latency_s": None}) == math.inf
+
+
+LIMITS = [
+    ("error<=0.2", "error", 0.2),
+    ("latency_s<=0.005", "latency_s", 0.005),
+    ("latency_ms<=5", "latency_s", 0.005),
+    ("latency_us<=5000", "latency_s", 0.005),
+    ("energy_j<=0.2", "energy_j", 0.2),
+    ("energy_mj<=200", "energy_j", 0.2),
+    ("flops<=4e6", "flops_effective", 4e6),
+    ("mflops<=4", "flops_effective", 4e6),
+    ("flops_dense<=4e6", "flops_dense", 4e6),
+    ("params<=1e5", "params_nonzero", 1e5),
+    ("memory_bytes<=3e5", "weight_bytes", 3e5),
+    ("memory_kb<=300", "weight_bytes", 3e5),
+]
+
+
+@pytest.mark.parametrize(("text", "column", "limit"), LIMITS)
+def test_every_name_of_a_limit_has_its_column_and_unit(text, column, limit):
+    found = constraint(text)
+
+    assert found.column == column
+    assert found.limit == pytest.approx(limit)
+
+
+def test_no_name_of_a_limit_is_left_out_above():
+    assert [text.partition("<=")[0] for text, _, _ in LIMITS] == list(_LIMITS)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -23,6 +25,7 @@ from gpsearch.profiling import (
     Host,
     Quantity,
     Reading,
+    aa_gate,
     check,
     closing,
     devices,
@@ -156,6 +159,63 @@ def test_a_reading_survives_json(tmp_path: Path) -> None:
     assert Reading.from_dict(json.loads(json.dumps(reading.to_dict()))) == reading
 
 
+def test_a_reading_says_when_how_long_and_of_what_it_is(tmp_path: Path) -> None:
+    device = FakeDevice()
+    model = FakeModel(0.002)
+    model.weight = nn.Parameter(torch.zeros(1, dtype=torch.float16))
+    example = (torch.zeros(1, 7, 3), torch.tensor(5))
+    reading = measure(device, model, example, host=device.host(tmp_path))
+    began = datetime.fromisoformat(reading.started_at)
+    assert began.utcoffset() == timedelta(0)
+    assert abs(datetime.now(UTC) - began) < timedelta(minutes=5)
+    assert reading.wall_s == device.clock_s > 0
+    shapes = {"example": ["float32[1, 7, 3]", "5"], "batch": 1, "steps": 7}
+    assert reading.workload == {**shapes, "dtype": "float16"}
+    assert Reading.from_dict(json.loads(json.dumps(reading.to_dict()))) == reading
+
+
+@pytest.mark.parametrize(
+    ("first", "extent"),
+    [
+        (torch.zeros(7, 1, 3), {"batch": 1, "steps": 7}),
+        (torch.zeros(1, 7, dtype=torch.long), {"batch": 1, "steps": 7}),
+        (torch.zeros(1, 512), {"batch": 1}),
+        (torch.zeros(4, 7, 3), {}),
+    ],
+)
+def test_a_batch_and_steps_are_told_only_where_they_are_known(
+    tmp_path: Path, first: torch.Tensor, extent: dict[str, int]
+) -> None:
+    device = FakeDevice()
+    told = measure(device, FakeModel(0.002), (first,), host=device.host(tmp_path)).workload
+    assert {name: told[name] for name in ("batch", "steps") if name in told} == extent
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "told"),
+    [
+        ({"threads": "2", "torch": "2.13.0"}, {"threads": 2, "runtime": "torch 2.13.0"}),
+        ({"runtime": "numpy", "torch": "2.13.0"}, {"runtime": "numpy"}),
+    ],
+)
+def test_threads_and_runtime_are_those_of_the_device(
+    tmp_path: Path, fingerprint: dict[str, str], told: dict[str, Any]
+) -> None:
+    class Telling(FakeDevice):
+        def probe(self) -> DeviceFacts:
+            return replace(super().probe(), fingerprint=fingerprint)
+
+    assert read(Telling(), tmp_path).workload == told
+
+
+def test_a_reading_from_before_these_were_kept_is_read(tmp_path: Path) -> None:
+    old = read(FakeDevice(), tmp_path).to_dict()
+    for name in ("started_at", "wall_s", "workload"):
+        del old[name]
+    reading = Reading.from_dict(old)
+    assert (reading.started_at, reading.wall_s, reading.workload) == ("", None, {})
+
+
 def test_without_a_reference_there_is_no_ratio(tmp_path: Path) -> None:
     reading = read(FakeDevice(), tmp_path, reference=None)
     assert reading["latency_s"].value == 0.002
@@ -247,6 +307,48 @@ def test_a_device_passes_the_aa_gate_when_a_model_is_as_fast_as_itself(tmp_path:
     reading = check(biased, FakeModel(0.001), (), host=biased.host(tmp_path))
     assert not reading.stable
     assert "a model measured against itself came out at 1.050" in reading.flags[-1]
+
+
+class Gated(FakeDevice):
+    """The first handle's calls take ``bias`` times as long, for as long as ``until`` calls."""
+
+    def __init__(self, place: Path, bias: float = 1.0, until: float = math.inf) -> None:
+        super().__init__()
+        self.place, self.bias, self.until = str(place), bias, until
+
+    def probe(self) -> DeviceFacts:
+        return replace(super().probe(), fingerprint={"place": self.place})
+
+    def run(self, handles: Sequence[FakeModel], schedule: Sequence[int]) -> list[float]:
+        bias = self.bias if self.calls < self.until else 1.0
+        seconds = super().run(handles, schedule)
+        return [s if index else bias * s for s, index in zip(seconds, schedule, strict=True)]
+
+
+def gate(device: FakeDevice, tmp_path: Path) -> list[str]:
+    return aa_gate(device, FakeModel(0.002), (), host=device.host(tmp_path))
+
+
+def test_a_biased_device_fails_the_aa_gate_once_for_all(tmp_path: Path) -> None:
+    biased = Gated(tmp_path, 1.3)
+    (doubt,) = gate(biased, tmp_path)
+    assert doubt.startswith("a model against itself: 1.300, so latencies are rough")
+    assert biased.clock_s < 8  # two attempts of about a second, and a pause
+
+    again, another = Gated(tmp_path, 1.3), Gated(tmp_path / "another", 1.0)
+    assert gate(again, tmp_path) == [doubt]
+    assert again.calls == 0
+    assert gate(another, tmp_path) == []
+
+
+def test_a_passing_disturbance_and_noise_pass_the_aa_gate(tmp_path: Path) -> None:
+    passing = Gated(tmp_path, 1.3, until=400)
+    assert gate(passing, tmp_path) == []
+    assert passing.clock_s > passing.host(tmp_path).recovery_s, "at the second attempt"
+    rng = Random(0)
+    noisy = Gated(tmp_path / "noisy")
+    noisy.slowdown = lambda call: rng.choice([1.0, 1.0, 3.0])
+    assert gate(noisy, tmp_path) == []
 
 
 # ---- memory

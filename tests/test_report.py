@@ -3,8 +3,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,8 +20,10 @@ from gpsearch.report.picture import (
     Point,
     _has_room_above,
     ceiling,
+    html_figure,
     is_wide,
     plain_log,
+    png_figure,
     points,
     staircase,
 )
@@ -366,6 +370,43 @@ def test_hopeless_trials_do_not_flatten_the_picture(tmp_path: Path) -> None:
     rows = [*ROWS[:4], complete(4, 0.99, 2.5, 50, 500_000)]
     bad = Results(tmp_path, rows, CANDIDATES, found.goals)
     assert ceiling(bad) == pytest.approx(52)
+
+
+PANELS: list[Any] = [  # of latency and FLOPs: where `ROWS` are, the front's steps, the limit
+    ([(2, 20), (1.5, 30), (1, 25), (0.5, 40)], [(0.5, 40), (1, 25)], 1.7),
+    ([(40, 20), (5, 30), (2, 25), (1, 40)], [(1, 40), (2, 25)], 20),
+]
+LIMITS = ("latency_ms<=1.7", "mflops<=20")
+
+
+def places(lines: Iterable[Any]) -> list[tuple[float, float]]:
+    return [(x, y) for line in lines for x, y in line.get_xydata()]
+
+
+def test_the_picture_shows_points_steps_and_limits(tmp_path: Path) -> None:
+    figure: Any = png_figure(results(tmp_path, limits=LIMITS))
+    for axes, (trials, steps, limit) in zip(figure.axes, PANELS, strict=True):
+        marks = [line for line in axes.lines if line.get_marker() in ("o", "s")]
+        assert places(marks) == [*trials, *trials[:2]], "the two baselines have rings"
+        assert places(line for line in axes.lines if line.get_drawstyle() == "steps-post") == steps
+        (dashed,) = (line for line in axes.lines if line.get_linestyle() == "--")
+        assert list(dashed.get_xdata()) == [limit, limit]
+    latency, flops = (axes.collections for axes in figure.axes)
+    (ends,) = latency[0].get_segments()
+    assert ends.ravel().tolist() == pytest.approx([1.92, 20, 2.08, 20])
+    assert not flops, "counts have no intervals"
+
+
+def test_the_page_shows_points_steps_and_limits(tmp_path: Path) -> None:
+    page = html_figure(results(tmp_path, limits=LIMITS))
+    for axis, (trials, steps, limit) in zip(("x", "x2"), PANELS, strict=True):
+        traces = [trace for trace in page.data if trace.xaxis == axis]
+        assert {trace.name: list(zip(trace.x, trace.y, strict=True)) for trace in traces} == {
+            "front": steps, "dense, LSTM": trials[:1], "gmp, LSTM": trials[1:2],
+            "gp, H-LSTM": trials[2:], "baseline": trials[:2],
+        }  # fmt: skip
+        (line,) = (shape for shape in page.layout.shapes if shape.xref == axis)
+        assert (line.x0, line.x1) == (limit, limit)
 
 
 @pytest.mark.parametrize(

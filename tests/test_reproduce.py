@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from gpsearch import UserError, report
 from gpsearch.candidate import Candidate
+from gpsearch.compact import compact
+from gpsearch.deploy import load_model
 from gpsearch.reproduce import Comparison, Reproduction
 from gpsearch.space import Space, built_in
 from gpsearch.study import Row
-from gpsearch.train import Epoch
+from gpsearch.train import Epoch, grow_and_prune
 from tests.toy import ToyTask
 
 TOY = Path(__file__).with_name("toy.toml")
 ROWS = """
+[deployment]
+weights = { choices = ["float32", "int8"], default = "float32" }
+
 [rows.dense_lstm]
 architecture.gate_depth = 0
 schedule.name = "dense"
 
 [rows.gp_hlstm]
 schedule.name = "gp"
+deployment.weights = "int8"
 """
 
 
@@ -53,6 +62,11 @@ def comparison(tmp_path: Path) -> Comparison:
     return Comparison(task, str(space), "small", device=device, seeds=2, epochs=3)
 
 
+def weights(folder: Path, name: str, seed: int) -> dict[str, Tensor]:
+    """Return those of a row's network, to be compared to the last bit."""
+    return load_model(folder / "rows" / name / str(seed) / "model.pt").state_dict()
+
+
 def test_every_row_is_trained_with_every_seed(tmp_path: Path, comparison: Comparison) -> None:
     found = Reproduction.begin(tmp_path / "out", comparison)
     rows = list(found.run(Notes()))
@@ -65,6 +79,13 @@ def test_every_row_is_trained_with_every_seed(tmp_path: Path, comparison: Compar
     assert "| gp_hlstm | " in text
     assert (found.folder / "table.png").stat().st_size > 1000
     assert len((found.folder / "rows.csv").read_text().splitlines()) == 5
+    for (name, one), seed in product(found.candidates.items(), (0, 1)):
+        torch.manual_seed(seed)
+        network = ToyTask().build(one.architecture)
+        alone = grow_and_prune(network, ToyTask(), one.schedule, one.training, seed=seed)
+        narrow = {"dense_lstm": "float32", "gp_hlstm": "int8"}[name]
+        wanted = compact(alone, weights=narrow, here=False).state_dict()
+        torch.testing.assert_close(weights(found.folder, name, seed), wanted, rtol=0, atol=0)
 
 
 def test_what_was_interrupted_goes_on_and_ends_in_the_same_numbers(
@@ -85,6 +106,9 @@ def test_what_was_interrupted_goes_on_and_ends_in_the_same_numbers(
         return sorted(({k: row[k] for k in of_interest} for row in rows), key=str)
 
     assert scores(Reproduction(folder).rows()) == scores(whole)
+    for name, seed in ((row["row"], row["seed"]) for row in whole):
+        wanted = weights(tmp_path / "whole", name, seed)
+        torch.testing.assert_close(weights(folder, name, seed), wanted, rtol=0, atol=0)
 
 
 def test_two_at_once_are_refused(tmp_path: Path, comparison: Comparison) -> None:

@@ -1,5 +1,7 @@
+import math
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpsearch.errors import UserError
@@ -61,6 +63,18 @@ def test_rewiring_keeps_the_density_and_drops_less_and_less(kind):
     drops = [0.2 - update.prune_to for update in updates[1:6]]
     assert drops == sorted(drops, reverse=True)
     assert all(update.grow_to == 0.2 for update in updates[1:6])
+
+
+def test_the_first_update_drops_less_the_later_it_comes():
+    def first(every):
+        schedule = RigL(final_density=0.2, drop_fraction=0.3, rewire_every=every)
+        update = schedule.update(Progress(every, 10, 0.2))
+        assert update is not None
+        assert update.prune_to is not None
+        return 1 - update.prune_to / 0.2
+
+    # Of the 8 epochs in which there are updates 1 and 5 are over: 0.15 (1 + cos(pi t / 8)).
+    assert (round(first(1), 3), round(first(5), 3)) == (0.289, 0.093)
 
 
 def test_what_tells_the_rewiring_schedules_apart():
@@ -128,6 +142,23 @@ class TestTheAccuracyGateBetweenCycles:
 
     def test_stays_closed(self):
         assert all(self.ask(epoch, 0.9, gate_closed=True) is None for epoch in range(4, 21))
+
+
+@pytest.mark.parametrize("schedule", [GP(), GP(cycles=2), GMP()])
+def test_behind_a_closed_gate_all_is_retraining(schedule):
+    for epoch in range(20):
+        assert schedule.phase(Progress(epoch, 20, 0.5, gate_closed=True)) == "retrain"
+
+
+def test_a_gate_without_end_is_open_however_high_the_error():
+    # A word error rate exceeds 1 where words are put in that nobody said.
+    def asked(tolerance):
+        schedule = GMP(prune_start=0.2, prune_end=0.8, tolerance=tolerance)
+        update = schedule.update(Progress(4, 10, 0.5, error=2.5, reference=0.3))
+        assert update is not None
+        return update.event
+
+    assert (asked(1.0), asked(math.inf)) == ("restore", "prune")
 
 
 @pytest.mark.parametrize(("epochs", "cycles"), [(10, 3), (11, 4), (20, 3)])
@@ -202,25 +233,29 @@ def test_every_schedule_is_known_by_its_name():
 shares = st.floats(0, 1)
 
 
-@given(
-    times=st.lists(shares, min_size=4, max_size=4).map(sorted),
-    densities=st.lists(st.floats(0.02, 1), min_size=3, max_size=3).map(sorted),
-    fewer=st.booleans(),
-    every=st.integers(1, 3),
-    cycles=st.integers(1, 4),
-    epochs=st.integers(2, 15),
-)
-def test_gp_ends_at_its_final_density_however_short_the_run(
-    times, densities, fewer, every, cycles, epochs
-):
-    low, middle, peak = densities
-    seed, final = (middle, low) if fewer or cycles > 1 else (low, middle)
-    schedule = GP(
-        seed_density=seed, peak_density=peak, final_density=final, cycles=cycles,
-        grow_start=times[0], grow_end=times[1], prune_start=times[2], prune_end=times[3],
-        grow_every=every, prune_every=every,
+@st.composite
+def pruning_schedules(draw):
+    """Draw any GP or GMP: its numbers only keep the order that their constructors ask for."""
+    grow_start, grow_end, *pruning = sorted(draw(st.lists(shares, min_size=4, max_size=4)))
+    low, middle, peak = sorted(draw(st.lists(st.floats(0.02, 1), min_size=3, max_size=3)))
+    seed, final = draw(st.permutations([low, middle]))
+    counts = st.integers(1, 6)
+    numbers = {"prune_start": pruning[0], "prune_end": pruning[1], "prune_every": draw(counts)}
+    if draw(st.booleans()):
+        return GMP(final_density=final, **numbers)
+    return GP(
+        seed_density=seed, peak_density=peak, final_density=final, cycles=draw(counts),
+        grow_start=grow_start, grow_end=grow_end, grow_every=draw(counts), **numbers,
     )  # fmt: skip
-    assert walk(schedule, epochs)[-1][1] == round(final, 3)
+
+
+@given(schedule=pruning_schedules(), epochs=st.integers(1, 20))
+@example(GP(seed_density=0.1, peak_density=0.6, final_density=0.3, cycles=5), 6)
+@example(GP(seed_density=0.2, peak_density=0.4, final_density=0.3, cycles=2, prune_every=2), 3)
+@example(GP(seed_density=0.3, final_density=0.4), 1)
+@example(GP(seed_density=0.5, final_density=0.4), 1)
+def test_a_run_ends_at_its_final_density_however_short_it_is(schedule, epochs):
+    assert walk(schedule, epochs)[-1][1] == round(schedule.final_density, 3)
 
 
 @given(

@@ -27,7 +27,7 @@ from gpsearch.search import Search, StudyFailed, TimeUp
 from gpsearch.settings import Settings
 from gpsearch.study import Study
 from tests.commands import call
-from tests.toy import ToyDevice, ToyTask
+from tests.toy import ToyDevice, ToyModel, ToyTask
 
 ROOT = Path(__file__).parents[1]
 TOY = {
@@ -277,6 +277,65 @@ def test_a_candidate_that_the_task_cannot_build_fails_alone(tmp_path):
     assert study.finals()
 
 
+class HalfPrunable(ToyTask):
+    """A task whose H-LSTMs are not pruned as a whole, so that they have no whole units."""
+
+    def prunable(self, name):
+        return super().prunable(name) and "weight_gate1" not in name
+
+
+class Misnamed(ToyModel):
+    def compaction_chain(self):
+        return ["nowhere"]
+
+
+class Misnaming(ToyTask):
+    """A task whose H-LSTMs cannot be made compact."""
+
+    def build(self, architecture):
+        return (Misnamed if architecture.gate_depth else ToyModel)(architecture)
+
+
+@pytest.mark.parametrize(
+    ("task", "reason"),
+    [
+        ("HalfPrunable", "unsupported: structure='row_column' takes whole units"),
+        ("Misnaming", "unsupported: Misnamed.compaction_chain() names 'nowhere'"),
+    ],
+)
+@pytest.mark.parametrize("constraint", [(), ("params<=1e9",)], ids=["trained", "sketched"])
+def test_a_candidate_that_cannot_be_pruned_or_compacted_fails_alone(
+    tmp_path, task, reason, constraint
+):
+    space = tmp_path / "units.toml"
+    text = (ROOT / "tests" / "toy.toml").read_text(encoding="utf-8")
+    space.write_text(text.replace("[training]", 'structure = "row_column"\n\n[training]'))
+    study = a_study(
+        tmp_path / "toy", space=str(space), constraint=constraint,
+        task=f"tests.test_search:{task}",
+    )  # fmt: skip
+    rows = run_trials(study, 6).rows
+    failed = [row for row in rows if row["state"] == "failed"]
+
+    assert [row["state"] for row in rows[:2]] == ["complete", "complete"]
+    assert failed
+    assert all(row["reason"].startswith(reason) for row in failed)
+    assert all(row["p:gate_depth"] == 1 for row in failed)
+
+
+@pytest.mark.parametrize("failure", [UserError("the data has changed"), OSError("disk full")])
+def test_what_others_would_share_ends_the_study(tmp_path, monkeypatch, failure):
+    def evaluate(self, model, split="dev"):
+        raise failure
+
+    study = a_study(tmp_path / "toy")
+    run_trials(study, 1)
+    monkeypatch.setattr(ToyTask, "evaluate", evaluate)
+    with pytest.raises(type(failure), match=str(failure)):
+        run(study)
+    assert len(study.rows()) == 1
+
+
 class RunsNothing(ToyDevice):
     def load(self, model, example):
         raise Unsupported("whatever it is")
@@ -406,12 +465,16 @@ def test_whose_weights_are_gone_is_named_and_the_others_are_measured_again(tmp_p
 
 
 class Tiring(ToyDevice):
-    """A device that is slower from the third model on; before, it has loaded one on trial."""
+    """A device that is slower from the third model on; before, it has loaded one on trial.
 
-    loaded = 0
+    That is held against itself, too, but only by the first study of a process: it counts once.
+    """
+
+    loaded, last = 0, None
 
     def load(self, model, example):
-        self.loaded += 1
+        self.loaded += model is not self.last
+        self.last = model
         return super().load(model, example) * (1.5 if self.loaded > 5 else 1)
 
 
@@ -547,3 +610,29 @@ def test_nobody_measures_while_a_model_is_scored(tmp_path):
     study = a_study(tmp_path / "toy", task="tests.test_search:Watched", epochs=1)
     Search(study, Silent()).try_candidate(0, study.space.baseline_candidates()["dense_lstm"])
     assert Watched.free == [False, False]
+
+
+class Lopsided(ToyDevice):
+    """A device that is slower with what was loaded first."""
+
+    def run(self, handles, schedule):
+        return [handles[index] * (1 if index else 1.3) for index in schedule]
+
+
+def test_a_device_that_fails_the_aa_gate_is_told_at_the_start_and_flagged(tmp_path):
+    from gpsearch.files import read_json
+    from gpsearch.profiling import aa_gate
+
+    study = a_study(tmp_path / "toy", device="tests.test_search:Lopsided")
+    impatient = Host(sleep=lambda seconds: None, locks=tmp_path)
+    aa_gate(Lopsided(), nn.Linear(3, 2), ToyTask().example(), host=impatient)  # and no pause later
+
+    listener = run_trials(study, 1)
+
+    assert "a model against itself: 1.300" in listener.notes[-1]
+    assert listener.rows[0]["flags"] == listener.notes[-1]
+    reading = read_json(study.trial_folder(0) / "reading.json")
+    assert not reading["stable"]
+    assert reading["started_at"]
+    assert reading["wall_s"] > 0
+    assert reading["workload"]["steps"] == 6

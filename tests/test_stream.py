@@ -6,6 +6,7 @@ import copy
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -108,10 +109,12 @@ def test_more_sequences_than_the_kernels_like_run_in_torch():
     layer = made(HLSTM(3, 4, gate_hidden=(5,)), "C")
     x = torch.randn(5, 3)
 
-    many = Stream(layer, batch=5)(x)
+    many = Stream(layer, batch=5)
 
     one = torch.cat([Stream(layer)(row[None]) for row in x])
-    torch.testing.assert_close(many, one)
+    torch.testing.assert_close(many(x), one)
+    assert many._running is None
+    assert Stream(layer, batch=4)._running is not None
 
 
 @needs_kernels
@@ -148,6 +151,16 @@ def test_what_cannot_be_a_step_is_named(way):
 def test_what_cannot_be_a_stream_is_named(layer, state, message):
     with pytest.raises(UserError, match=message):
         Stream(layer, state=state)
+
+
+@ways
+@pytest.mark.usefixtures("untyped")
+def test_what_is_of_another_type_is_named(way):
+    layer = made(HLSTM(2, 3), way)
+    with pytest.raises(UserError, match=r"batch=1\.5 should be a whole number"):
+        Stream(layer, batch=1.5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="a step is a tensor, not of the type ndarray"):
+        Stream(layer)(np.zeros((1, 2), np.float32))  # type: ignore[arg-type]
 
 
 def test_a_layer_that_trains_again_is_no_stream():

@@ -17,7 +17,7 @@ import torch
 
 from gpsearch.candidate import Architecture, Training
 from gpsearch.errors import UserError
-from gpsearch.schedule import GMP, GP, Dense, RigL
+from gpsearch.schedule import GMP, GP, Dense, RigL, Selfish
 from gpsearch.train import Epoch, TrainingFailed, _Run, grow_and_prune, learning_rate
 from tests.toy import ToyTask
 
@@ -414,6 +414,66 @@ def test_the_best_weights_are_those_of_the_final_density(tmp_path):
 
     # 0.2 is reached in epochs 4 and 6; of equal errors the later network is kept.
     assert all(value.equal(seen[6][name]) for name, value in model.state_dict().items())
+
+
+class Unrecovering(ToyTask):
+    """A task whose error, that of each epoch in turn, rises for good when much is pruned."""
+
+    def __init__(self, begins_with):
+        super().__init__()
+        self.errors = iter([0.3, 0.1, 0.1, 0.12, 0.9, *[0.8] * 5][begins_with:])
+        self.built = []
+
+    def build(self, architecture):
+        self.built.append(super().build(architecture))
+        return self.built[-1]
+
+    def evaluate(self, model, split="dev"):
+        return {"err": next(self.errors)}
+
+
+@pytest.mark.parametrize("stop_after", [None, 3, 5])
+def test_the_network_that_a_gate_takes_back_stays_the_best(tmp_path, stop_after):
+    schedule = GMP(prune_start=0.3, prune_end=0.8, tolerance=0.25)
+    training = dataclasses.replace(TRAINING, epochs=10)
+    told: list[Epoch] = []
+    good = {}
+
+    def train_from(epoch, stop_after):
+        task = Unrecovering(epoch)
+
+        def listener(epoch):
+            told.append(epoch)
+            if epoch.epoch == 3:
+                good.update({k: v.clone() for k, v in task.built[0].state_dict().items()})
+            if epoch.epoch == stop_after:
+                raise KeyboardInterrupt
+
+        return train(
+            tmp_path, schedule=schedule, training=training, task=task, listener=listener
+        )  # fmt: skip
+
+    begins = 0
+    if stop_after is not None:
+        with pytest.raises(KeyboardInterrupt):
+            train_from(0, stop_after)
+        begins = stop_after + 1
+    end = train_from(begins, None)
+
+    assert [epoch.error for epoch in told] == [0.3, 0.1, 0.1, 0.12, 0.9, *[0.8] * 5]
+    assert told[5].event.startswith("restore")
+    assert {epoch.phase for epoch in told[5:]} == {"retrain"}
+    assert all(value.equal(good[name]) for name, value in end.state_dict().items())
+
+
+def test_rewiring_of_blocks_forgets_no_best_network():
+    run = _Run(
+        ToyTask().build(ARCHITECTURE), ToyTask(), Selfish(structure="8x1", final_density=0.3),
+        TRAINING, None, 0, list,
+    )  # fmt: skip
+    run.epoch, run.best = 1, {"error": 0.0}
+    assert run.change_masks().startswith("rewire")
+    assert run.best == {"error": 0.0}
 
 
 @pytest.mark.parametrize(

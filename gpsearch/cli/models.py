@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,7 +12,7 @@ import typer
 
 from gpsearch.cli.app import RESULTS, Data, Device, app, resumable
 from gpsearch.errors import UserError
-from gpsearch.files import locked, make_folder, refuse_others, slug, write_json
+from gpsearch.files import locked, make_folder, refuse_others, slug, write_json, write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +51,7 @@ def train(
     from gpsearch.compact import compact
     from gpsearch.deploy import save_model
     from gpsearch.kernels.memory import keep_freed_memory
-    from gpsearch.profiling import Host
+    from gpsearch.profiling import Host, from_anywhere
     from gpsearch.progress import epoch_line
     from gpsearch.train import grow_and_prune
 
@@ -60,11 +63,11 @@ def train(
     keep_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    with locked(folder), resumable("the same command"):
-        sources.keep(folder, task, learned, data)
+    with locked(folder), resumable("the same command"), _telling_of_training(task, folder):
+        sources.keep(folder, from_anywhere(task), learned, data)
         with Host().sharing() as pause:
             model = grow_and_prune(
-                learned.build(chosen.architecture),
+                tasks.build(learned, chosen.architecture),
                 learned,
                 chosen.schedule,
                 chosen.training,
@@ -80,9 +83,32 @@ def train(
         write_json(folder / "scores.json", scores)
         (folder / "checkpoint.pt").unlink()  # last: a kill while it was scored costs no training
     for split, metrics in scores.items():
-        told = (f"{k} {tasks.score_text(k, v, learned)}" for k, v in metrics.items())
-        typer.echo(f"{split}: " + ", ".join(told))
+        told = tasks.score_texts(metrics, learned).items()
+        typer.echo(f"{split}: " + ", ".join(f"{name} {text}" for name, text in told))
     typer.echo(f"model: {folder / 'model.pt'}")
+
+
+@contextmanager
+def _telling_of_training(task: str, folder: Path) -> Iterator[None]:
+    """Say in one line why a stranger's task cannot be trained; a log tells where in it.
+
+    Raises:
+        UserError: In place of whatever it raises.
+    """
+    from gpsearch.errors import line_of
+    from gpsearch.train import TrainingFailed
+
+    try:
+        yield
+    except (UserError, TrainingFailed, OSError):
+        raise
+    except Exception as error:
+        log = folder / "log.txt"
+        write_text(log, traceback.format_exc())
+        raise UserError(
+            f"task {task!r} cannot be trained: {line_of(error)}; {log} tells where, and "
+            "gpsearch.tasks.Task what each method should return"
+        ) from error
 
 
 @app.command()
@@ -112,12 +138,13 @@ def reproduce(
     import torch
 
     from gpsearch import report, tasks
+    from gpsearch.profiling import from_anywhere
     from gpsearch.progress import RowProgress
     from gpsearch.reproduce import Comparison, Reproduction
 
     chosen = space or tasks.space_of(task, scale)
     where = str(data.resolve()) if data else ""
-    comparison = Comparison(task, chosen, scale, where, device, seeds, epochs)
+    comparison = Comparison(from_anywhere(task), chosen, scale, where, device, seeds, epochs)
     folder = out or RESULTS / slug(f"reproduce-{task}-{scale}")
     found = Reproduction.begin(folder, comparison)
     torch.set_num_threads(threads)
@@ -190,13 +217,14 @@ def show(
     """Show what a model makes of some examples, for a reader to judge."""
     from gpsearch import learned as sources
     from gpsearch import tasks
+    from gpsearch.profiling import from_anywhere
 
     if n < 1:
         raise UserError(f"-n {n} should be 1 or more")
     model = _folder_of(model)
     learned, folder = _learned(model, task, data), _noted_in(model)
     source = sources.read(folder)
-    if source and task in (None, source.task):
+    if source and (task is None or from_anywhere(task) == source.task):
         sources.check(folder, learned)
     network = _made_for(learned, model / "model.pt")
     if not isinstance(learned, tasks.Showing):
@@ -213,6 +241,7 @@ def _learned(model: Path, task: str | None, data: Path | None) -> tasks.Task:
     """Return what a model has learnt: as is said, as it or its study says, or else speech."""
     from gpsearch import learned as sources
     from gpsearch import tasks
+    from gpsearch.profiling import from_anywhere
     from gpsearch.study import Study
 
     folder = _noted_in(model)
@@ -220,7 +249,7 @@ def _learned(model: Path, task: str | None, data: Path | None) -> tasks.Task:
     if known is None and (folder / "config.toml").exists():  # a study from before it was noted
         settings = Study(folder).settings
         known = sources.Source(settings.task, settings.data, "")
-    name = task or (known.task if known else "speech")
+    name = from_anywhere(task or (known.task if known else "speech"))
     own = Path(known.data) if known and known.data and name == known.task else None
     return tasks.find(name, data or own)
 

@@ -108,7 +108,8 @@ def run(
         settings = replace(settings, space=tasks.default_space(settings.task))
     words = "-".join((settings.task, Path(settings.space).stem, settings.device))
     where = out or Path(folder or RESULTS / slug(words))
-    settings = replace(settings, device=profiling.from_anywhere(settings.device))
+    device, task = (profiling.from_anywhere(one) for one in (settings.device, settings.task))
+    settings = replace(settings, device=device, task=task)
     new = not where.exists()
     _work(Study.create(where, settings), new=new)
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from gpsearch.exporting import agent
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Op = dict[str, Any]
 """Its name under "op", names of arrays under "in" and "out", and its attributes."""
@@ -46,24 +48,47 @@ class Program:
         return packed(self.constants.values())[1]
 
     def check(self, outputs: Sequence[Array], tolerance: float = 1e-4) -> str | None:
-        """Say how ``outputs`` differ from the model's; None if they are equal up to rounding."""
+        """Say how ``outputs`` differ from the model's; None if they are equal up to rounding.
+
+        Rounding is relative to what an output is made of. One that lies near 0 by chance is smaller
+        than that, and so is held against how far other inputs move it, too.
+        """
         if [one.shape for one in outputs] != [one.shape for one in self.expected]:
             return "its outputs have other shapes than the model's"
-        for found, wanted in zip(outputs, self.expected, strict=True):
+        for place, (found, wanted) in enumerate(zip(outputs, self.expected, strict=True)):
             error = relative_error(found, wanted)
+            if not error <= tolerance:
+                error = relative_error(found, wanted, self._moved(place))
             if not error <= tolerance:
                 return (
                     f"its outputs differ from the model's by {error:.1e}, relative to the largest"
                 )
         return None
 
+    def _moved(self, place: int) -> float:
+        """Return how far an output moves where the inputs' own values are drawn anew."""
+        random, program = np.random.default_rng(0), agent.Program(self.text, self.weights)
+        wanted, moved = self.expected[place].astype(np.float64), 0.0
+        for _ in range(4):
+            drawn = [random.choice(x.ravel(), x.shape) if x.size else x for x in self.example]
+            with np.errstate(all="ignore"):
+                change = np.abs(program.run(*drawn)[place] - wanted).max(initial=0.0)
+            moved = max(moved, float(change) if np.isfinite(change) else 0.0)
+        return moved
 
-def relative_error(found: Array, wanted: Array) -> float:
-    """Return the largest difference as a fraction of the largest wanted value; 0 if all agree."""
+
+def relative_error(found: Array, wanted: Array, least: float = 0.0) -> float:
+    """Return the largest difference as a fraction of the largest wanted value; 0 if all agree.
+
+    Args:
+        found: What is judged.
+        wanted: What it should be.
+        least: What the largest wanted value counts as, if it is smaller.
+    """
     if not wanted.size:
         return 0.0
     difference = np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max()
-    scale = np.abs(wanted.astype(np.float64)).max()
+    scale = max(np.abs(wanted.astype(np.float64)).max(), least)
     return float(difference / scale) if scale else float(difference)
 
 

@@ -16,6 +16,7 @@ Of the engine a profiler imports this package and `gpsearch.errors`, and nothing
     zeus        likewise what Zeus reads of Jetson boards, Apple's chips and AMD's GPUs
     host        the measuring machine: its load, and who may use it when
     measuring   `measure`: one model on one device, as one `Reading`
+    gate        `aa_gate`: whether the device can rank models at all
 
 For devices that do not run torch there are `exported` and `to_onnx` of `gpsearch.exporting`.
 """
@@ -47,6 +48,7 @@ from gpsearch.profiling.device import (
     kernels_in_use,
     stored_bytes,
 )
+from gpsearch.profiling.gate import aa_gate
 from gpsearch.profiling.host import Host, waiting
 from gpsearch.profiling.measuring import AA_GATE, Reading, check, measure
 from gpsearch.profiling.plugins import devices, find, from_anywhere, installed
@@ -69,6 +71,7 @@ __all__ = [
     "Reading",
     "Watched",
     "Worker",
+    "aa_gate",
     "arguments_on",
     "arrays_of",
     "check",

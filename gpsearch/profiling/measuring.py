@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from gpsearch.errors import UserError, line_of
 from gpsearch.exporting import arguments_on
@@ -55,6 +57,14 @@ class Reading:
     reference: str | None = None
     """The model that latency_ratio is to; 1 is as fast as it, 0.5 twice as fast."""
     protocol: str = PROTOCOL
+    started_at: str = ""
+    """When the measuring began, in UTC, as ISO 8601 has it; empty in readings from before that was
+    kept."""
+    wall_s: float | None = None
+    """How long it took by the clock on the wall, second attempts and energy included."""
+    workload: Mapping[str, Any] = field(default_factory=dict)
+    """What was run, as far as it is known: example (its arguments' shapes), batch, steps, dtype (of
+    the weights), threads, runtime."""
 
     def __getitem__(self, name: str) -> Quantity:
         return self.quantities[name]
@@ -62,7 +72,8 @@ class Reading:
     def to_dict(self) -> dict[str, Any]:
         """Return the reading as JSON takes it."""
         named = {name: quantity.to_dict() for name, quantity in self.quantities.items()}
-        return {**vars(self), "quantities": named, "fingerprint": dict(self.fingerprint)}
+        copies = {"fingerprint": dict(self.fingerprint), "workload": dict(self.workload)}
+        return {**vars(self), "quantities": named, **copies}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Reading:
@@ -111,9 +122,10 @@ def measure(
             a tensor instead of a tuple of them, or others measure there for too long.
         OSError, RuntimeError: The device or its profiler failed, in whatever way.
     """
-    facts, host = _usable(device), host or Host()
+    facts, host = usable(device), host or Host()
     example = arguments_on("cpu", example)
     with host.alone_on(facts.machine) as flags:
+        started_at, began_s = datetime.now(UTC).isoformat(timespec="seconds"), host.clock()
         models = [model] if reference is None else [model, reference]
         handles = [load(device, one, example) for one in models]
         stage = _Stage(device, handles, facts, host, seed)
@@ -126,6 +138,7 @@ def measure(
         else:
             joules, of_joules = unavailable("not asked for"), []
         memory = _peak_memory(device, handles[0], facts)
+        wall_s = host.clock() - began_s
     return Reading(
         latency.quantities(timing, facts) | joules | {"peak_memory_bytes": memory},
         stable=not timing.faults(reference_s),
@@ -133,6 +146,9 @@ def measure(
         device=facts.name,
         fingerprint=facts.fingerprint,
         reference=None if reference is None else reference_name,
+        started_at=started_at,
+        wall_s=wall_s,
+        workload=_workload(model, example, facts),
     )
 
 
@@ -152,7 +168,12 @@ def check(
     return replace(reading, stable=False, flags=[*reading.flags, failed])
 
 
-def _usable(device: DeviceProfiler) -> DeviceFacts:
+def usable(device: DeviceProfiler) -> DeviceFacts:
+    """Ask a device what it is; one that cannot measure latency is refused.
+
+    Raises:
+        UserError: It cannot, or does not say what it is.
+    """
     facts = facts_of(device)
     if "latency_s" in facts.unavailable:
         raise UserError(f"device {facts.name!r} cannot measure: {facts.unavailable['latency_s']}")
@@ -219,6 +240,49 @@ class _Stage:
         if not isinstance(device, Watched):
             return []
         return told(device, lambda: [str(one) for one in device.disturbances()])()
+
+
+def _workload(
+    model: nn.Module, example: tuple[Any, ...], facts: DeviceFacts
+) -> dict[str, str | int | list[str]]:
+    """Return what is known of what was run; nothing is guessed."""
+    given = pytree.tree_leaves(example)
+    stored = {
+        one.dtype for one in (*model.parameters(), *model.buffers()) if one.is_floating_point()
+    }
+    said = {name: str(value) for name, value in facts.fingerprint.items()}
+    threads, version = said.get("threads", ""), said.get("torch")
+    known: dict[str, str | int | list[str]] = {
+        "example": [_in_short(one) for one in given],
+        **(_extent(given[0]) if given and isinstance(given[0], Tensor) else {}),
+        "dtype": ", ".join(sorted(str(one).removeprefix("torch.") for one in stored)),
+        "threads": int(threads) if threads.isdecimal() else "",
+        "runtime": said.get("runtime") or (f"torch {version}" if version else ""),
+    }
+    return {name: value for name, value in known.items() if value}
+
+
+def _extent(first: Tensor) -> dict[str, int]:
+    """Return the batch and the steps of a call's first argument: features, tokens, a sequence.
+
+    A batch of one is seen, be it the first axis or, of a sequence, the second. Of a larger one
+    nobody can tell which axis it is.
+    """
+    is_sequence = first.ndim == (3 if first.is_floating_point() else 2)
+    if first.ndim > 1 and first.shape[0] == 1:
+        return {"batch": 1, "steps": first.shape[1]} if is_sequence else {"batch": 1}
+    if is_sequence and first.shape[1] == 1:
+        return {"batch": 1, "steps": first.shape[0]}
+    return {}
+
+
+def _in_short(argument: object) -> str:
+    """Return an argument's type and shape; a number, which may be a count of steps, itself."""
+    if isinstance(argument, Tensor) and argument.ndim:
+        return f"{str(argument.dtype).removeprefix('torch.')}{list(argument.shape)}"
+    if isinstance(argument, Tensor | int | float):
+        return str(argument.item() if isinstance(argument, Tensor) else argument)
+    return type(argument).__name__
 
 
 def _work(device: DeviceProfiler, handle: Any, calls: int) -> None:

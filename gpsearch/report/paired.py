@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpsearch.files import write_atomically
 from gpsearch.objectives import Objective
@@ -22,6 +22,9 @@ from gpsearch.report.picture import (
     staircase,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SIDES = (("#2a7f9e", 9.5, 3.2), ("#d1495b", 5.5, 1.2))
 """Colour, markers' size and line's width of the first results and of the second, which are drawn
 over them: where the two agree, both are still seen."""
@@ -32,6 +35,12 @@ STRAY = 1.3
 @literally
 def draw_comparison(found: Comparison, path: Path) -> None:
     """Draw both fronts, error against every cost they share."""
+    figure = comparison_figure(found)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=160))
+
+
+def comparison_figure(found: Comparison) -> Figure:
+    """Return what `draw_comparison` saves."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -54,7 +63,7 @@ def draw_comparison(found: Comparison, path: Path) -> None:
     figure.text(0.012, 1 - 0.46 / figure.get_figheight(), line, fontsize=9.5, color=FAINT)
     figure.legend(handles=_legend(found), loc="outside lower center", ncols=3, frameon=False,
                   fontsize=9, labelcolor=INK)  # fmt: skip
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=160))
+    return figure
 
 
 def _draw_panel(axes: Any, found: Comparison, goal: Objective) -> None:

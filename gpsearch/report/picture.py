@@ -7,12 +7,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from gpsearch.files import write_atomically, write_text
 from gpsearch.objectives import Objective
 from gpsearch.report.results import Results
 from gpsearch.report.tables import cost_text, interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 P = ParamSpec("P")
 
@@ -127,6 +130,12 @@ def literally(draw: Callable[P, None]) -> Callable[P, None]:
 @literally
 def draw_png(results: Results, path: Path) -> None:
     """Draw error against every cost: front, dominated trials, baselines, error bars."""
+    figure = png_figure(results)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=160))
+
+
+def png_figure(results: Results) -> Figure:
+    """Return what `draw_png` saves."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -148,7 +157,7 @@ def draw_png(results: Results, path: Path) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows),
                   frameon=False, columnspacing=1.4, fontsize=9, labelcolor=INK,
                   handletextpad=0.4)  # fmt: skip
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=160))
+    return figure
 
 
 def _draw_panel(axes: Any, results: Results, goal: Objective) -> None:
@@ -260,6 +269,13 @@ def _legend(results: Results) -> list[Any]:
 
 def draw_html(results: Results, path: Path) -> None:
     """Draw the same as a page that opens offline; hovering over a point shows its candidate."""
+    figure = html_figure(results)
+    page = figure.to_html(include_plotlyjs=True, full_html=True, config={"displaylogo": False})
+    write_text(path, page)
+
+
+def html_figure(results: Results) -> Any:
+    """Return what `draw_html` saves: plotly's figure."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -268,7 +284,7 @@ def draw_html(results: Results, path: Path) -> None:
     named: set[str] = set()
     for column, goal in enumerate(costs, 1):
         shown = points(results, goal)
-        for trace in _traces(results, goal, shown):
+        for trace in _traces(results, shown):
             trace["showlegend"] = trace["name"] not in named
             named.add(trace["name"])
             figure.add_trace(go.Scatter(trace), row=1, col=column)
@@ -290,8 +306,7 @@ def draw_html(results: Results, path: Path) -> None:
         title={"text": f"<b>{title}</b><br><sup>{line}</sup>"},
         legend={"title": {"text": "schedule, cell"}}, hoverlabel={"align": "left"},
     )  # fmt: skip
-    page = figure.to_html(include_plotlyjs=True, full_html=True, config={"displaylogo": False})
-    write_text(path, page)
+    return figure
 
 
 def _log_axis(shown: list[Point]) -> dict[str, Any]:
@@ -299,7 +314,7 @@ def _log_axis(shown: list[Point]) -> dict[str, Any]:
     return {"type": "log", "dtick": 1 if max(values) > MANY * min(values) else "D2"}
 
 
-def _traces(results: Results, goal: Objective, shown: list[Point]) -> list[dict[str, Any]]:
+def _traces(results: Results, shown: list[Point]) -> list[dict[str, Any]]:
     """Return a panel's traces: the staircase, a group a schedule and cell, the baselines' rings."""
     steps = staircase(shown)
     traces: list[dict[str, Any]] = [
@@ -308,7 +323,7 @@ def _traces(results: Results, goal: Objective, shown: list[Point]) -> list[dict[
     ]  # fmt: skip
     for kind in dict.fromkeys((p.schedule, p.cell) for p in sorted(shown, key=_order)):
         group = [p for p in shown if (p.schedule, p.cell) == kind]
-        traces.append(_markers(results, goal, group, ", ".join(kind)))
+        traces.append(_markers(results, group, ", ".join(kind)))
     rings = [p for p in shown if p.baseline]
     traces.append(
         {"x": [p.x for p in rings], "y": [p.error for p in rings], "name": "baseline",
@@ -320,7 +335,7 @@ def _traces(results: Results, goal: Objective, shown: list[Point]) -> list[dict[
     return [trace | {"legendgroup": trace["name"]} for trace in traces]
 
 
-def _markers(results: Results, goal: Objective, group: list[Point], name: str) -> dict[str, Any]:
+def _markers(results: Results, group: list[Point], name: str) -> dict[str, Any]:
     shape = "circle" if group[0].cell == "H-LSTM" else "square"
     colour = COLOURS.get(group[0].schedule, "black")
     trace: dict[str, Any] = {

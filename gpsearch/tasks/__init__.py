@@ -6,19 +6,29 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from gpsearch.candidate import Architecture, Training
 from gpsearch.errors import UserError, line_of
+from gpsearch.profiling import from_anywhere
 from gpsearch.schedule import Schedule
 
 Split = Literal["train", "dev", "test"]
 """Training; every decision of a search; the last word on its front."""
+
+TAKEN = (
+    "trial", "state", "p:*", "latency_*", "energy_*", "power_*", "peak_memory_*", "flops_*",
+    "params", "params_nonzero", "weight_bytes", "on_front", "candidate", "baseline", "feasible",
+    "violation", "reason", "flags", "train_s", "metric", "metric_unit", "test_*", "*_fewer",
+)  # fmt: skip
+"""The columns of a study's tables, which would overwrite a task's metric of such a name."""
 
 
 @runtime_checkable
@@ -52,7 +62,7 @@ class Task(Protocol):
 
         What is minimised is the metric; or, where higher is better, "error", which then has to be
         among them as 1 - metric, or as what else falls towards 0. A task whose metric is no
-        fraction says ``unit = ""``.
+        fraction says ``unit = ""``. `TAKEN` has the names that no metric can have.
         """
 
     def example(self) -> tuple[Tensor, ...]:
@@ -85,14 +95,41 @@ def prunable(task: Task, schedule: Schedule) -> Callable[[str], bool]:
     return task.prunable
 
 
+def build(task: Task, architecture: Architecture) -> nn.Module:
+    """Return a task's fresh model of this shape.
+
+    Raises:
+        UserError: The task cannot build it.
+    """
+    with telling(task.name, "cannot build a network"):
+        model: Any = task.build(architecture)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{_method(task, 'build')} should return a torch.nn.Module, not {model!r}")
+    return model
+
+
 def error(task: Task, metrics: Mapping[str, float]) -> float:
     """Return what is minimised (see `Task.evaluate`)."""
     return float(metrics.get("error", metrics[task.metric]))
 
 
 def metrics(task: Task, model: nn.Module, split: Split) -> dict[str, float]:
-    """Return a model's metrics on a split, as files can hold them."""
-    return {name: float(value) for name, value in task.evaluate(model, split).items()}
+    """Return a model's metrics on a split, as files can hold them.
+
+    Raises:
+        UserError: They are not what `Task.evaluate` should return.
+    """
+    found: Any = task.evaluate(model, split)
+    wish = f"{_method(task, 'evaluate')} should return a dict with a number for {task.metric!r}"
+    if not isinstance(found, Mapping):
+        raise UserError(f"{wish}, not a {type(found).__name__}")
+    if task.metric not in found:
+        raise UserError(f"{wish}, not for {', '.join(map(repr, found)) or 'nothing'} alone")
+    _refuse_taken(task, found)
+    try:
+        return {name: float(value) for name, value in found.items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{wish}, and nothing but single numbers: {line_of(error)}") from error
 
 
 def scores(task: Task, model: nn.Module, split: Split = "dev") -> dict[str, float]:
@@ -106,10 +143,20 @@ def unit(task: Task) -> str:
     return str(getattr(task, "unit", "%"))
 
 
-def score_text(name: str, value: float, task: Task) -> str:
-    """Return one of a task's metrics for people: "31.20%", or "0.450" where it is no fraction."""
-    own = name.startswith(task.metric) and unit(task) != "%"
-    return f"{value:.3f}" if own else f"{value:.2%}"
+def is_fraction(error: float, metric: float, unit: str) -> bool:
+    """Say whether an error is a fraction: its metric is one, or it is made of the metric."""
+    return unit == "%" or error != metric
+
+
+def score_texts(metrics: Mapping[str, float], task: Task) -> dict[str, str]:
+    """Return a task's metrics for people: "31.20%", or "0.450" where one is no fraction.
+
+    Beside a score that an error is made of, such as CIDEr-D, the others are fractions.
+    """
+    others = is_fraction(error(task, metrics), metrics[task.metric], unit(task))
+    own = task.metric if unit(task) != "%" else None
+    plain = {name for name in metrics if not others or (own and name.startswith(own))}
+    return {n: f"{value:.3f}" if n in plain else f"{value:.2%}" for n, value in metrics.items()}
 
 
 def signatures(task: Task) -> dict[str, str]:
@@ -173,7 +220,8 @@ def find(name: str, data: Path | None = None) -> Task:
     """Load a task, on its own data or on ``data``.
 
     Args:
-        name: A name of `installed`, or ``module:Class``, importable from the current folder.
+        name: A name of `installed`; or ``module:Class``, importable from the current folder; or
+            ``path/to/file.py:Class``, which may import what lies beside it.
         data: Where the user's data is; None takes the task's own.
 
     Raises:
@@ -199,19 +247,73 @@ def _check_task(name: str, task: Any) -> None:
     notes = task.notes
     if not isinstance(notes, tuple | list) or not all(isinstance(one, str) for one in notes):
         raise UserError(f"task {name!r}: notes should be a tuple of lines, not {notes!r}")
+    _refuse_taken(task, [task.metric])
+    with telling(name, "gives no example"):
+        example = task.example()
+    if not isinstance(example, tuple):
+        kind = type(example).__name__
+        raise UserError(f"{_method(task, 'example')} should return a tuple, (x,), not a {kind}")
+
+
+def _method(task: Any, name: str) -> str:
+    """Name a method of a task where a user finds it."""
+    return f"task {task.name!r}: {type(task).__name__}.{name}"
+
+
+def _refuse_taken(task: Task, names: Iterable[str]) -> None:
+    """Refuse metrics that would share a column of ``trials.csv`` with something else.
+
+    Raises:
+        UserError: There is one, or a name that is no text.
+    """
+    for name in names:
+        if not isinstance(name, str) or any(fnmatchcase(name, one) for one in TAKEN):
+            raise UserError(
+                f"task {task.name!r}: {type(task).__name__} calls a metric {name!r}; choose a name "
+                f"that is no other column of trials.csv, none of {', '.join(TAKEN)}"
+            )
 
 
 def _kind(name: str) -> Any:
     """Return a task's class."""
     entries = {entry.name: entry for entry in entry_points(group="gpsearch.tasks")}
-    module, colon, kind = name.partition(":")
+    module, colon, kind = from_anywhere(name).rpartition(":")
     if name not in entries and not colon:
         known = ", ".join(sorted(entries)) or "none"
-        raise UserError(f"no task called {name!r}; installed: {known} (or give module:Class)")
-    if colon and "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` has it
+        raise UserError(
+            f"no task called {name!r}; installed: {known} (or give module:Class or file.py:Class)"
+        )
     with telling(name, "cannot be loaded"):
-        return getattr(import_module(module), kind) if colon else entries[name].load()
+        return getattr(_module(name, module), kind) if colon else entries[name].load()
+
+
+def _module(name: str, module: str) -> ModuleType:
+    """Import a task's module, by its own name or by its file's.
+
+    A file is imported as the module that it is in its folder, so that models which were pickled
+    are of the same classes whenever it is loaded.
+
+    Raises:
+        UserError: It is not there, or another module has its name.
+    """
+    file = Path(module) if module.endswith(".py") else None
+    if file and not file.is_file():
+        raise UserError(f"task {name!r}: there is no file {file}; give its path from this folder")
+    folder, module = (str(file.parent), file.stem) if file else ("", module)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # as `python file` and `python -m` have it
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        if file or not error.name or not f"{module}.".startswith(f"{error.name}."):
+            raise  # it is there, and imports what is not
+        raise UserError(
+            f"task {name!r} cannot be loaded: {line_of(error)}; call from the folder where that "
+            "lies, or give its file: path/to/file.py:Class"
+        ) from error
+    if file and getattr(found, "__file__", None) != str(file):
+        raise UserError(f"task {name!r}: Python has another module {module}; rename {file.name}")
+    return found
 
 
 @contextmanager

@@ -1,0 +1,76 @@
+"""The A/A gate: a device on which a model is not as fast as itself cannot rank models."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from gpsearch.exporting import arguments_on
+from gpsearch.profiling import latency
+from gpsearch.profiling.device import DeviceProfiler
+from gpsearch.profiling.host import Host
+from gpsearch.profiling.intervals import quantile, quantile_interval
+from gpsearch.profiling.measuring import AA_GATE, usable
+from gpsearch.profiling.strangers import load
+
+GATE_S = 1.0
+"""Limit of each attempt, in time on the device; most take half of it."""
+ATTEMPTS = 2
+"""What was a passing disturbance is gone at the second one; a biased device is not mended by it."""
+
+_found: dict[tuple[str, ...], list[str]] = {}
+"""What the gate found in this process, by device."""
+
+
+@torch.inference_mode(False)  # as for `measure`
+def aa_gate(
+    device: DeviceProfiler,
+    model: nn.Module,
+    example: tuple[Any, ...],
+    *,
+    host: Host | None = None,
+) -> list[str]:
+    """Run a model against itself on a device, once for each device in a process.
+
+    Args:
+        device: A profiler; what counts is which device it is of.
+        model: What is loaded twice, if this device has not been here yet.
+        example: The arguments of one inference.
+        host: The machine that measures; the present one if None.
+
+    Returns:
+        What casts doubt on every latency of the device, in one line; nothing if there is none.
+
+    Raises:
+        UserError: The device cannot run models, or its profiler breaks the contract.
+        OSError, RuntimeError: The device or its profiler failed, in whatever way.
+    """
+    facts, host = usable(device), host or Host()
+    kind = type(device)  # by name: a plain file's class is another one whenever it is loaded
+    name = kind.__module__, kind.__qualname__, facts.name, str(sorted(facts.fingerprint.items()))
+    if name not in _found:
+        with host.alone_on(facts.machine):
+            handles = [load(device, model, arguments_on("cpu", example)) for _ in range(2)]
+            _found[name] = _doubts(device, handles, host)
+    return _found[name]
+
+
+def _doubts(device: DeviceProfiler, handles: list[Any], host: Host) -> list[str]:
+    """Return what is wrong with equal models, if every attempt says so.
+
+    A noisy machine has a wide interval, or a strange one once; neither shows that it is biased.
+    """
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            host.sleep(host.recovery_s)
+        ratios = latency.time_calls(device, handles, AA_GATE, GATE_S).ratios
+        low, high = quantile_interval(ratios) or (0.0, math.inf)
+        if low <= 1 + AA_GATE and high >= 1 - AA_GATE:
+            return []
+    return [
+        f"a model against itself: {quantile(ratios):.3f}, so latencies are rough "
+        "(`gpsearch plugin check` says more)"
+    ]
