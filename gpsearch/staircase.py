@@ -31,7 +31,7 @@ from gpsearch.candidate import Architecture
 from gpsearch.compact import compact
 from gpsearch.errors import UserError
 from gpsearch.files import slug, write_json, write_text
-from gpsearch.profiling import DeviceFacts, DeviceProfiler, Reading, facts_of, measure
+from gpsearch.profiling import DeviceFacts, DeviceProfiler, Reading, aa_gate, facts_of, measure
 from gpsearch.profiling.measuring import PROTOCOL
 from gpsearch.settings import Settings
 from gpsearch.space import Space
@@ -252,6 +252,7 @@ def take(
     base, key = Architecture(**stairs.subject.architecture), stairs.sweep.key
     here = facts_of(device).here
     reference = _network(task, base, here)
+    doubts = aa_gate(device, reference, task.example())
     for width in stairs.left:
         shape = Architecture(**{**stairs.subject.architecture, key: width})
         reading = measure(
@@ -263,6 +264,7 @@ def take(
             precision=PRECISION,
             max_seconds=MAX_SECONDS,
         )
+        reading = dataclasses.replace(reading, flags=[*doubts, *reading.flags])
         stairs = stairs.extended(step := Step.of(width, reading))
         listener(step)
     return stairs
