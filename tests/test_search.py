@@ -19,11 +19,13 @@ import torch
 from torch import nn
 
 from gpsearch import report
+from gpsearch.candidate import Architecture, Candidate, Training
 from gpsearch.deploy import load_model
 from gpsearch.errors import Unsupported, UserError
 from gpsearch.profiling import Host, Quantity, measure
 from gpsearch.quantize import quantize_weights
-from gpsearch.search import Search, StudyFailed, TimeUp
+from gpsearch.schedule import GP
+from gpsearch.search import Search, StudyFailed, TimeUp, TooCostly
 from gpsearch.settings import Settings
 from gpsearch.study import Study
 from tests.commands import call
@@ -121,6 +123,22 @@ def test_the_front_is_measured_again_and_scored_on_the_test_split_once(finished)
     assert run(study).finals == {}
 
 
+def test_what_a_kill_left_in_a_finished_trial_is_deleted_at_the_next_start(finished):
+    study, _ = finished
+    checkpoint = study.trial_folder(0) / "checkpoint.pt"
+    checkpoint.touch()
+    run(study)
+    assert not checkpoint.exists()
+
+
+def test_a_study_with_another_seed_tries_other_candidates(finished, tmp_path):
+    study, _ = finished
+    many = 2 * study.finished()  # so that the sampler chooses, and neither baselines nor defaults
+    others = [a_study(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
+    one, two = (Search(other, Silent())._propose(many) for other in others)
+    assert one.params != two.params
+
+
 class Crowded(ToyDevice):
     def disturbances(self):
         return ["somebody else computes there"]
@@ -171,6 +189,14 @@ def test_a_candidate_that_cannot_meet_a_constraint_is_gated_before_it_trains(tmp
     assert not (study.trial_folder(2) / "history.csv").exists()
     limits = study.finished()[2].constraints
     assert limits["params<=30"] > 0 > limits["flops<=1e9"]
+
+
+def test_what_cannot_be_pruned_counts_in_full_before_a_candidate_trains(tmp_path):
+    flags = {"task": "tests.test_search:HalfPrunable", "constraint": ("params<=200",)}
+    search = Search(a_study(tmp_path / "toy", **flags), Silent())
+    shape, schedule = Architecture(hidden_size=8, gate_width=6), GP(final_density=0.2)
+    with pytest.raises(TooCostly, match="params<=200 would be missed by"):  # 192 are in one gate
+        search.try_candidate(0, Candidate(shape, schedule, Training(epochs=1)))
 
 
 class Ponderous(ToyDevice):
@@ -636,3 +662,41 @@ def test_a_device_that_fails_the_aa_gate_is_told_at_the_start_and_flagged(tmp_pa
     assert reading["started_at"]
     assert reading["wall_s"] > 0
     assert reading["workload"]["steps"] == 6
+
+
+class Drawn(ToyTask):
+    """Notes by which seeds its networks and its batches are drawn."""
+
+    seeds: set[tuple[str, int]] = set()  # noqa: RUF012 - shared on purpose
+
+    def build(self, architecture):
+        self.seeds.add(("network", torch.initial_seed()))
+        return super().build(architecture)
+
+    def batches(self, training, epoch, seed):
+        self.seeds.add(("batches", seed))
+        return super().batches(training, epoch, seed)
+
+
+def test_networks_and_batches_are_drawn_by_the_seed_of_the_study(tmp_path):
+    study = a_study(tmp_path / "toy", task="tests.test_search:Drawn", seed=7, epochs=1)
+    search = Search(study, Silent())
+    Drawn.seeds.clear()
+    search.try_candidate(0, study.space.baseline_candidates()["dense_lstm"])
+    assert Drawn.seeds == {("network", 7), ("batches", 7)}
+
+
+def test_a_study_computes_in_as_many_threads_as_it_was_told(tmp_path):
+    for threads in (2, 1):  # the last as other tests have it
+        Search(a_study(tmp_path / str(threads), threads=threads), Silent())
+        assert torch.get_num_threads() == threads
+
+
+def test_a_study_that_goes_on_with_another_machine_says_so(tmp_path):
+    study, before, after = a_study(tmp_path / "toy"), Silent(), Silent()
+    Search(study, before)
+    facts = study.folder / "device.json"
+    facts.write_text(facts.read_text().replace("1 MHz", "2 MHz"))
+    Search(study, after)
+    told = [f"this is not the machine (or not the software) that {study.folder} began on"]
+    assert [note.split(";")[0] for note in after.notes if note not in before.notes] == told

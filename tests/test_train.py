@@ -28,14 +28,15 @@ SMALL_BATCHES = dataclasses.replace(TRAINING, batch_size=4)
 
 def train(
     folder=None, *, schedule=None, training=TRAINING, task=None, listener=None,
-    architecture=ARCHITECTURE, data=None,
+    architecture=ARCHITECTURE, data=None, seed=0,
 ):  # fmt: skip
     task = task or ToyTask()
     torch.manual_seed(0)
     model = task.build(architecture)
     return grow_and_prune(
-        model, task, schedule or GP(), training, folder=folder, data=data, listener=listener
-    )
+        model, task, schedule or GP(), training, folder=folder, data=data, seed=seed,
+        listener=listener,
+    )  # fmt: skip
 
 
 @cache
@@ -131,6 +132,8 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path):
         train(tmp_path, schedule=GP(final_density=0.2))
     with pytest.raises(UserError, match="another training"):
         train(tmp_path, architecture=dataclasses.replace(ARCHITECTURE, activation="tanh"))
+    with pytest.raises(UserError, match="another training"):
+        train(tmp_path, seed=1)
 
 
 class OtherTask(ToyTask):
@@ -198,6 +201,18 @@ def out_of_memory(loss):
 def test_what_cannot_go_on_says_why_and_the_mend(fault, message):
     with pytest.raises(TrainingFailed, match=message):
         train(task=BrokenTask(fault), schedule=Dense())
+
+
+def test_a_loss_that_explodes_after_a_stop_is_held_against_the_first_epochs(tmp_path):
+    def stop(epoch):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, schedule=Dense(), listener=stop)
+    exploding = BrokenTask(lambda loss: loss * 1e6)
+    exploding.calls = 6  # so that all batches are large from epoch 1 on
+    with pytest.raises(TrainingFailed, match=r"the loss is .*e\+0. in epoch 1, after 0\."):
+        train(tmp_path, task=exploding, schedule=Dense())
 
 
 class SteepTask(BrokenTask):
@@ -497,6 +512,38 @@ def test_every_epoch_tells_its_own_error(schedule, event, density):
     assert [epoch.error for epoch in told] == [0.3, 0.2, 0.5, 0.4]
     assert told[-1].event.startswith(event)
     assert told[-1].density == pytest.approx(density, abs=0.01)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
+def test_the_optimizer_is_the_one_asked_for_and_lets_matrices_decay(name, kind):
+    training = dataclasses.replace(TRAINING, optimizer=name, weight_decay=0.3)
+    run = _Run(ToyTask().build(ARCHITECTURE), ToyTask(), GP(), training, None, 0, list)
+    groups = run.optimizer.param_groups
+
+    assert type(run.optimizer) is kind
+    assert {(p.dim(), group["weight_decay"]) for group in groups for p in group["params"]} == {
+        (2, 0.3), (1, 0.0),
+    }  # fmt: skip
+
+
+class LoudTask(ToyTask):
+    """A task whose losses, and with them its gradients, are large."""
+
+    def loss(self, model, batch):
+        return super().loss(model, batch) * 1e6
+
+
+def test_no_step_is_longer_than_the_clip_allows():
+    training = Training(batch_size=64, optimizer="sgd", weight_decay=0.0, warmup=0.0, clip=0.5)
+    run = _Run(ToyTask().build(ARCHITECTURE), LoudTask(), Dense(), training, None, 0, list)
+    before = torch.nn.utils.parameters_to_vector(run.model.parameters()).detach()
+    run.count_batches()
+    run.train_epoch()
+    after = torch.nn.utils.parameters_to_vector(run.model.parameters()).detach()
+
+    nesterov = 1.9  # what its momentum makes of a first step
+    longest = nesterov * training.learning_rate * training.clip
+    assert float((after - before).norm()) == pytest.approx(longest, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -301,21 +301,24 @@ WITH_TILES int64_t NAME(multiply_tiles)(
     const Factor of_a = {a, a_row, a_place, rows, inner}, of_b = {b, b_column, b_place, columns, inner};
     const Extent at_once = packed_at_once(columns, inner);
     const int stays = at_once.places >= inner; /* packed while all rows go by */
+    /* Without a right factor to pack again for every part of the left one, longer parts are better:
+       the sums of their fewer rows stay in the second cache, too. */
+    const int64_t tall = stays ? TILED_ROWS / 2 : TILED_ROWS, deep = TILED_ROWS * TILED_PLACES / tall;
     uint16_t *const left = (uint16_t *)room, *const rights = left + TILED_ROWS * TILED_PLACES * terms;
     float *const sums = (float *)(rights + at_once.columns * at_once.places * terms);
     int good = 1;
     _tile_loadconfig(&ALL_WHOLE);
     for (int64_t c = 0; c < columns; c += at_once.columns)
-        for (int64_t r = 0; r < rows; r += TILED_ROWS)
-            for (int64_t k = 0; k < inner && good; k += TILED_PLACES) {
-                const Factor part_a = part_of(&of_a, r, k, TILED_ROWS, TILED_PLACES);
-                const Factor part_b = part_of(&of_b, c, k, at_once.columns, TILED_PLACES);
+        for (int64_t r = 0; r < rows; r += tall)
+            for (int64_t k = 0; k < inner && good; k += deep) {
+                const Factor part_a = part_of(&of_a, r, k, tall, deep);
+                const Factor part_b = part_of(&of_b, c, k, at_once.columns, deep);
                 uint16_t *const right = rights + (stays ? at_once.columns * k * terms : 0);
                 good &= pack_bands(0, terms, &part_a, left);
                 if (!stays || r == 0) good &= pack_bands(1, terms, &part_b, right);
                 multiply_parts(
                     terms, left, right, part_a.lanes, part_b.lanes, steps_of(&part_a), k == 0,
-                    k + TILED_PLACES >= inner, sums, out + r * out_step + c, out_step);
+                    k + deep >= inner, sums, out + r * out_step + c, out_step);
             }
     _tile_release();
     return good;
