@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from torch import nn
-from torch.nn.utils.parametrize import ParametrizationList
 
 from gpsearch.cell import HLSTM, HLSTMCell
 from gpsearch.computed import computed_weights
@@ -99,10 +98,13 @@ def refuse_ingredients(model: nn.Module, names: Collection[str]) -> None:
         Unsupported: One of ``names`` is of such a parameter.
     """
     for prefix, module in model.named_modules():
-        made = [f"{name}_" for name in computed_weights(module)]
+        parametrizes = "parametrizations" in prefix.split(".")
+        made = {
+            f"{name}_{part}" for name in computed_weights(module) for part in ("g", "v", "orig")
+        }
         for name, _ in module.named_parameters(recurse=False):
-            of_others = isinstance(module, ParametrizationList) or name.startswith(tuple(made))
-            if of_others and (full := f"{prefix}.{name}" if prefix else name) in names:
+            full = f"{prefix}.{name}" if prefix else name
+            if full in names and (parametrizes or name in made):
                 raise Unsupported(
                     f"{full}: weights are computed of it at every call; make them permanent "
                     "(parametrize.remove_parametrizations, remove_weight_norm), or leave it out"

@@ -83,10 +83,13 @@ class Progress:
 
     def final_ends(self, number: int, row: Row) -> None:
         """Say what a member of the front came to in the end."""
-        fraction = _is_fraction(row, self.study.rows()[number], "test_")
+        error = "unknown"  # it may be no number on this split
+        if row["test_error"] is not None:
+            fraction = _is_fraction(row, self.study.rows()[number], "test_")
+            error = f"{row['test_error']:{'.2%' if fraction else '.3f'}}"
         self._line(
             f"front: trial {number} measured again: latency {row['latency_s'] * 1e3:.3g} ms, "
-            f"test error {row['test_error']:{'.2%' if fraction else '.3f'}}"
+            f"test error {error}"
         )
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ has the network measured again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -208,6 +209,9 @@ class Reproduction:
             for split in ("dev", "test"):
                 metrics = tasks.scores(task, deployed, split)
                 scores |= {f"{split}_{metric}": value for metric, value in metrics.items()}
+        for metric, value in scores.items():
+            if not math.isfinite(value):
+                raise UserError(f"{name}, seed {seed}: {metric} is {value}, which has no mean")
         (folder / "checkpoint.pt").unlink(missing_ok=True)
         about = {"row": name, "seed": seed, "metric": task.metric, "metric_unit": tasks.unit(task)}
         return about | scores | columns(reading) | {"flags": "; ".join(reading.flags)}

@@ -34,7 +34,7 @@ from gpsearch.deploy import (
     remeasure,
     save_model,
 )
-from gpsearch.errors import Unsupported, UserError
+from gpsearch.errors import Unsupported, UserError, line_of
 from gpsearch.files import write_json
 from gpsearch.growprune import sketch
 from gpsearch.kernels.memory import keep_freed_memory
@@ -189,8 +189,7 @@ class Search:
         """
         with profiling.closing(self.device):
             check_reference(self.device, self.reference, self.task)
-            for doubt in profiling.aa_gate(self.device, self.reference, self.task.example()):
-                self.listener.note(doubt)
+            self._tell_doubts()
             self.study.sweep(self.front())  # a kill may have left a finished trial's checkpoint
             while len(finished := self.study.finished()) < self.settings.budget:
                 try:
@@ -202,6 +201,15 @@ class Search:
                     raise TimeUp
             self._give_up_if_hopeless()
         self._measure_front_again()  # by processes that open the device themselves
+
+    def _tell_doubts(self) -> None:
+        """Say before the first training if the device cannot rank models."""
+        try:
+            doubts = profiling.aa_gate(self.device, self.reference, self.task.example())
+        except (OSError, RuntimeError) as failure:  # as within a trial, which asks again
+            doubts = [f"a model could not be held against itself: {line_of(failure)}"]
+        for doubt in doubts:
+            self.listener.note(doubt)
 
     def _propose(self, finished: list[optuna.trial.FrozenTrial]) -> Proposal:
         return propose(

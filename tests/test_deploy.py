@@ -57,7 +57,7 @@ def test_a_device_that_fails_the_aa_gate_is_flagged_in_every_reading(tmp_path):
 
     fair = read_costs(ToyDevice(), reference, task, reference=reference)
     assert (fair.stable, fair.flags) == (True, [])
-    assert (fair.workload["batch"], fair.workload["steps"]) == (1, 6)
+    assert fair.workload["example"] == ["float32[1, 6, 3]"]
 
 
 def test_a_glance_is_taken_for_the_least_that_it_may_mean():

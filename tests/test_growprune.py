@@ -371,6 +371,17 @@ def test_what_weight_norm_makes_weights_of_is_not_pruned(norm, layer):
     assert list(masks.masks) == ["0.weight"]
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_what_is_only_called_like_that_is_pruned():
+    model = weight_norm(nn.LSTM(3, 4, bidirectional=True), "weight_hh_l0")
+    model.weight_ih = torch.arange(4.0)  # no weight is made of it
+    of_reverse = GrowPrune(model, None, "gp", 4, prunable=lambda name: "reverse" in name)
+    of_inputs = GrowPrune(model, None, "gp", 4, prunable=lambda name: name == "weight_ih_l0")
+
+    assert sorted(of_reverse.masks) == ["weight_hh_l0_reverse", "weight_ih_l0_reverse"]
+    assert list(of_inputs.masks) == ["weight_ih_l0"]
+
+
 def test_the_optimizer_is_the_one_that_steps_all_prunable_weights():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     first, last = (torch.optim.SGD(layer.parameters()) for layer in model)

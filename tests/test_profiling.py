@@ -169,26 +169,8 @@ def test_a_reading_says_when_how_long_and_of_what_it_is(tmp_path: Path) -> None:
     assert began.utcoffset() == timedelta(0)
     assert abs(datetime.now(UTC) - began) < timedelta(minutes=5)
     assert reading.wall_s == device.clock_s > 0
-    shapes = {"example": ["float32[1, 7, 3]", "5"], "batch": 1, "steps": 7}
-    assert reading.workload == {**shapes, "dtype": "float16"}
+    assert reading.workload == {"example": ["float32[1, 7, 3]", "5"], "dtype": "float16"}
     assert Reading.from_dict(json.loads(json.dumps(reading.to_dict()))) == reading
-
-
-@pytest.mark.parametrize(
-    ("first", "extent"),
-    [
-        (torch.zeros(7, 1, 3), {"batch": 1, "steps": 7}),
-        (torch.zeros(1, 7, dtype=torch.long), {"batch": 1, "steps": 7}),
-        (torch.zeros(1, 512), {"batch": 1}),
-        (torch.zeros(4, 7, 3), {}),
-    ],
-)
-def test_a_batch_and_steps_are_told_only_where_they_are_known(
-    tmp_path: Path, first: torch.Tensor, extent: dict[str, int]
-) -> None:
-    device = FakeDevice()
-    told = measure(device, FakeModel(0.002), (first,), host=device.host(tmp_path)).workload
-    assert {name: told[name] for name in ("batch", "steps") if name in told} == extent
 
 
 @pytest.mark.parametrize(
@@ -333,7 +315,7 @@ def test_a_biased_device_fails_the_aa_gate_once_for_all(tmp_path: Path) -> None:
     biased = Gated(tmp_path, 1.3)
     (doubt,) = gate(biased, tmp_path)
     assert doubt.startswith("a model against itself: 1.300, so latencies are rough")
-    assert biased.clock_s < 8  # two attempts of about a second, and a pause
+    assert biased.clock_s < 12  # three attempts of about a second, and pauses
 
     again, another = Gated(tmp_path, 1.3), Gated(tmp_path / "another", 1.0)
     assert gate(again, tmp_path) == [doubt]

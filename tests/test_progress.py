@@ -24,6 +24,7 @@ def test_a_log_file_reads_well(tmp_path, capsys):
     progress.trial_ends(0, row)
     progress.trial_begins(1, Proposal(Candidate(), {}, {}, {}))
     progress.trial_ends(1, {"state": "failed", "reason": "the loss is nan"})
+    progress.final_ends(0, {"latency_s": 0.002, "test_error": None})
 
     assert capsys.readouterr().err.splitlines() == [
         "trial 0 (1 of 3)  baseline dense_lstm: H-LSTM 2x128, gates 1x64, dense",
@@ -32,6 +33,7 @@ def test_a_log_file_reads_well(tmp_path, capsys):
         "trial 0 (1 of 3)  complete  error 12.5 %  latency 2 ms  flops 5 MFLOP",
         "trial 1 (2 of 3)  H-LSTM 2x128, gates 1x64, dense",
         "trial 1 (2 of 3)  failed  the loss is nan",
+        "front: trial 0 measured again: latency 2 ms, test error unknown",
     ]
     assert renewed == [1, 1]
 

@@ -661,7 +661,27 @@ def test_a_device_that_fails_the_aa_gate_is_told_at_the_start_and_flagged(tmp_pa
     assert not reading["stable"]
     assert reading["started_at"]
     assert reading["wall_s"] > 0
-    assert reading["workload"]["steps"] == 6
+    assert reading["workload"]["example"] == ["float32[1, 6, 3]"]
+
+
+class FailsOnce(ToyDevice):
+    """A device whose first call of all fails."""
+
+    failed = False
+
+    def run(self, handles, schedule):
+        if not self.failed:
+            type(self).failed = True
+            raise RuntimeError("timed out once")
+        return super().run(handles, schedule)
+
+
+def test_a_device_that_fails_in_the_aa_gate_gets_its_trials(tmp_path):
+    listener = run_trials(a_study(tmp_path / "toy", device="tests.test_search:FailsOnce"), 1)
+
+    assert "a model could not be held against itself: " in listener.notes[-1]
+    assert "timed out once" in listener.notes[-1]
+    assert listener.rows[0]["state"] == "complete"
 
 
 class Drawn(ToyTask):

@@ -105,9 +105,9 @@ def _telling_of_training(task: str, folder: Path) -> Iterator[None]:
     except Exception as error:
         log = folder / "log.txt"
         write_text(log, traceback.format_exc())
+        wish = ", and gpsearch.tasks.Task what each method should return" if ":" in task else ""
         raise UserError(
-            f"task {task!r} cannot be trained: {line_of(error)}; {log} tells where, and "
-            "gpsearch.tasks.Task what each method should return"
+            f"task {task!r} cannot be trained: {line_of(error)}; {log} tells where{wish}"
         ) from error
 
 

@@ -18,8 +18,9 @@ from gpsearch.profiling.strangers import load
 
 GATE_S = 1.0
 """Limit of each attempt, in time on the device; most take half of it."""
-ATTEMPTS = 2
-"""What was a passing disturbance is gone at the second one; a biased device is not mended by it."""
+ATTEMPTS = 3
+"""A passing disturbance, or an unlucky place in memory, is gone at the next one; a biased device is
+not mended by it."""
 
 _found: dict[tuple[str, ...], list[str]] = {}
 """What the gate found in this process, by device."""
@@ -33,11 +34,11 @@ def aa_gate(
     *,
     host: Host | None = None,
 ) -> list[str]:
-    """Run a model against itself on a device, once for each device in a process.
+    """Run a model against itself on a device, once for each kind of device in a process.
 
     Args:
         device: A profiler; what counts is which device it is of.
-        model: What is loaded twice, if this device has not been here yet.
+        model: What is loaded twice, if no device of this kind has been here yet.
         example: The arguments of one inference.
         host: The machine that measures; the present one if None.
 
@@ -50,15 +51,16 @@ def aa_gate(
     """
     facts, host = usable(device), host or Host()
     kind = type(device)  # by name: a plain file's class is another one whenever it is loaded
-    name = kind.__module__, kind.__qualname__, facts.name, str(sorted(facts.fingerprint.items()))
-    if name not in _found:
+    key = (kind.__module__, kind.__qualname__, facts.name, str(sorted(facts.fingerprint.items())))
+    if key not in _found:
         with host.alone_on(facts.machine):
-            handles = [load(device, model, arguments_on("cpu", example)) for _ in range(2)]
-            _found[name] = _doubts(device, handles, host)
-    return _found[name]
+            _found[key] = _doubts(device, model, arguments_on("cpu", example), host)
+    return _found[key]
 
 
-def _doubts(device: DeviceProfiler, handles: list[Any], host: Host) -> list[str]:
+def _doubts(
+    device: DeviceProfiler, model: nn.Module, example: tuple[Any, ...], host: Host
+) -> list[str]:
     """Return what is wrong with equal models, if every attempt says so.
 
     A noisy machine has a wide interval, or a strange one once; neither shows that it is biased.
@@ -66,6 +68,7 @@ def _doubts(device: DeviceProfiler, handles: list[Any], host: Host) -> list[str]
     for attempt in range(ATTEMPTS):
         if attempt:
             host.sleep(host.recovery_s)
+        handles = [load(device, model, example) for _ in range(2)]
         ratios = latency.time_calls(device, handles, AA_GATE, GATE_S).ratios
         low, high = quantile_interval(ratios) or (0.0, math.inf)
         if low <= 1 + AA_GATE and high >= 1 - AA_GATE:

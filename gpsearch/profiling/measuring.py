@@ -63,8 +63,8 @@ class Reading:
     wall_s: float | None = None
     """How long it took by the clock on the wall, second attempts and energy included."""
     workload: Mapping[str, Any] = field(default_factory=dict)
-    """What was run, as far as it is known: example (its arguments' shapes), batch, steps, dtype (of
-    the weights), threads, runtime."""
+    """What was run, as far as it is known: example (its arguments' shapes, or values of numbers),
+    dtype (of the weights), threads, runtime."""
 
     def __getitem__(self, name: str) -> Quantity:
         return self.quantities[name]
@@ -254,26 +254,11 @@ def _workload(
     threads, version = said.get("threads", ""), said.get("torch")
     known: dict[str, str | int | list[str]] = {
         "example": [_in_short(one) for one in given],
-        **(_extent(given[0]) if given and isinstance(given[0], Tensor) else {}),
         "dtype": ", ".join(sorted(str(one).removeprefix("torch.") for one in stored)),
         "threads": int(threads) if threads.isdecimal() else "",
         "runtime": said.get("runtime") or (f"torch {version}" if version else ""),
     }
     return {name: value for name, value in known.items() if value}
-
-
-def _extent(first: Tensor) -> dict[str, int]:
-    """Return the batch and the steps of a call's first argument: features, tokens, a sequence.
-
-    A batch of one is seen, be it the first axis or, of a sequence, the second. Of a larger one
-    nobody can tell which axis it is.
-    """
-    is_sequence = first.ndim == (3 if first.is_floating_point() else 2)
-    if first.ndim > 1 and first.shape[0] == 1:
-        return {"batch": 1, "steps": first.shape[1]} if is_sequence else {"batch": 1}
-    if is_sequence and first.shape[1] == 1:
-        return {"batch": 1, "steps": first.shape[0]}
-    return {}
 
 
 def _in_short(argument: object) -> str:
