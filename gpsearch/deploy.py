@@ -170,9 +170,13 @@ def plain_network(candidate: Candidate, task: Task) -> nn.Module:
     Raises:
         UserError: The task cannot build it.
     """
-    with torch.random.fork_rng(), tasks.telling(task.name, "cannot build a network"):
+    return _fresh(candidate, task).eval()
+
+
+def _fresh(candidate: Candidate, task: Task) -> nn.Module:
+    with torch.random.fork_rng():
         torch.manual_seed(0)
-        return task.build(candidate.architecture).eval()
+        return tasks.build(task, candidate.architecture)
 
 
 def reference_name(space: Space) -> str:
@@ -189,12 +193,10 @@ def untrained(candidate: Path, task: Task, *, here: bool = True) -> nn.Module:
         here: As for `compact`.
 
     Raises:
-        UserError: The file is no candidate.
+        UserError: The file is no candidate, or the task cannot build it.
     """
     chosen = Candidate.read(candidate)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = task.build(chosen.architecture)
+    model = _fresh(chosen, task)
     sketched = sketch(model, chosen.schedule, tasks.prunable(task, chosen.schedule))
     return compact(sketched, weights=chosen.deployment.weights, here=here)
 

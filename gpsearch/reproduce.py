@@ -190,7 +190,7 @@ class Reproduction:
             if not (folder / "model.pt").exists():
                 with Host().sharing() as pause:  # while another study measures here
                     model = grow_and_prune(
-                        task.build(candidate.architecture), task, candidate.schedule,
+                        tasks.build(task, candidate.architecture), task, candidate.schedule,
                         candidate.training, folder=folder, seed=seed, pause=pause,
                         device=facts.torch_device,
                         listener=lambda epoch: listener.epoch_ends(epoch, epochs),

@@ -256,7 +256,7 @@ class Search:
     def _built(self, candidate: Candidate) -> nn.Module:
         """Build a candidate's network."""
         with _its_own_fault():
-            return self.task.build(candidate.architecture)
+            return tasks.build(self.task, candidate.architecture)
 
     def _refuse_hopeless(self, number: int, model: nn.Module, candidate: Candidate) -> None:
         """Gate a candidate whose costs are known before training to break a constraint.

@@ -306,7 +306,7 @@ def _network(task: Task, architecture: Architecture, here: bool) -> nn.Module:
     """Return the dense network of a shape, as it would be deployed (``here``: see `compact`)."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return compact(task.build(architecture), here=here)
+        return compact(tasks.build(task, architecture), here=here)
 
 
 def _flags(settings: Settings) -> str:

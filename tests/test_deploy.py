@@ -20,7 +20,7 @@ from gpsearch.objectives import objectives
 from gpsearch.profiling import Host, Quantity, Reading, aa_gate
 from gpsearch.quantize import quantize_weights
 from gpsearch.space import Space
-from tests.toy import ToyDevice, ToyTask
+from tests.toy import Lopsided, ToyDevice, ToyTask
 
 SPACE = Space.read("tests/toy.toml")
 
@@ -35,13 +35,6 @@ def test_a_reading_has_every_cost():
     assert row["latency_lo_s"] <= row["latency_s"] <= row["latency_hi_s"]
     assert row["latency_ratio"] == 1
     assert {"flops_dense", "flops_effective", "weight_bytes", "energy_j"} <= row.keys()
-
-
-class Lopsided(ToyDevice):
-    """A device that is slower with what was loaded first."""
-
-    def run(self, handles, schedule):
-        return [handles[index] * (1 if index else 1.3) for index in schedule]
 
 
 def test_a_device_that_fails_the_aa_gate_is_flagged_in_every_reading(tmp_path):

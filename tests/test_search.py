@@ -22,14 +22,15 @@ from gpsearch import report
 from gpsearch.candidate import Architecture, Candidate, Training
 from gpsearch.deploy import load_model
 from gpsearch.errors import Unsupported, UserError
-from gpsearch.profiling import Host, Quantity, measure
+from gpsearch.files import read_json
+from gpsearch.profiling import Host, Quantity, aa_gate, measure
 from gpsearch.quantize import quantize_weights
 from gpsearch.schedule import GP
 from gpsearch.search import Search, StudyFailed, TimeUp, TooCostly
 from gpsearch.settings import Settings
 from gpsearch.study import Study
 from tests.commands import call
-from tests.toy import ToyDevice, ToyModel, ToyTask
+from tests.toy import Lopsided, ToyDevice, ToyModel, ToyTask
 
 ROOT = Path(__file__).parents[1]
 TOY = {
@@ -638,18 +639,8 @@ def test_nobody_measures_while_a_model_is_scored(tmp_path):
     assert Watched.free == [False, False]
 
 
-class Lopsided(ToyDevice):
-    """A device that is slower with what was loaded first."""
-
-    def run(self, handles, schedule):
-        return [handles[index] * (1 if index else 1.3) for index in schedule]
-
-
 def test_a_device_that_fails_the_aa_gate_is_told_at_the_start_and_flagged(tmp_path):
-    from gpsearch.files import read_json
-    from gpsearch.profiling import aa_gate
-
-    study = a_study(tmp_path / "toy", device="tests.test_search:Lopsided")
+    study = a_study(tmp_path / "toy", device="tests.toy:Lopsided")
     impatient = Host(sleep=lambda seconds: None, locks=tmp_path)
     aa_gate(Lopsided(), nn.Linear(3, 2), ToyTask().example(), host=impatient)  # and no pause later
 

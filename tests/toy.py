@@ -108,6 +108,13 @@ class ModelDevice(ToyDevice):
         raise AssertionError("not to be read")
 
 
+class Lopsided(ToyDevice):
+    """A device that is slower with what was loaded first."""
+
+    def run(self, handles: Sequence[float], schedule: Sequence[int]) -> list[float]:
+        return [handles[index] * (1 if index else 1.3) for index in schedule]
+
+
 class StepDevice(ToyDevice):
     """A device whose kernels take 32 units at a time: latency rises in steps of a layer's width."""
 

@@ -48,9 +48,9 @@ from gpsearch.profiling.device import (
     kernels_in_use,
     stored_bytes,
 )
-from gpsearch.profiling.gate import aa_gate
+from gpsearch.profiling.gate import AA_GATE, aa_gate, check
 from gpsearch.profiling.host import Host, waiting
-from gpsearch.profiling.measuring import AA_GATE, Reading, check, measure
+from gpsearch.profiling.measuring import Reading, measure
 from gpsearch.profiling.plugins import devices, find, from_anywhere, installed
 from gpsearch.profiling.quantity import Quantity
 from gpsearch.profiling.strangers import closing, load

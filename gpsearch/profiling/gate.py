@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from gpsearch.profiling import latency
 from gpsearch.profiling.device import DeviceProfiler
 from gpsearch.profiling.host import Host
 from gpsearch.profiling.intervals import quantile, quantile_interval
-from gpsearch.profiling.measuring import AA_GATE, usable
+from gpsearch.profiling.measuring import Reading, measure, usable
 from gpsearch.profiling.strangers import load
 
+AA_GATE = 0.02
+"""How far from 1 the ratio of a model to itself may lie."""
 GATE_S = 1.0
 """Limit of each attempt, in time on the device; most take half of it."""
 ATTEMPTS = 3
@@ -77,3 +80,19 @@ def _doubts(
         f"a model against itself: {quantile(ratios):.3f}, so latencies are rough "
         "(`gpsearch plugin check` says more)"
     ]
+
+
+def check(
+    device: DeviceProfiler,
+    model: nn.Module,
+    example: tuple[Any, ...],
+    *,
+    host: Host | None = None,
+) -> Reading:
+    """Measure a model against itself as long as any other, for who wants to know all of it."""
+    reading = measure(device, model, example, reference=model, reference_name="itself", host=host)
+    ratio = reading["latency_ratio"].number
+    if abs(ratio - 1) <= AA_GATE:
+        return reading
+    failed = f"a model measured against itself came out at {ratio:.3f} instead of 1 ± {AA_GATE}"
+    return replace(reading, stable=False, flags=[*reading.flags, failed])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -33,8 +33,6 @@ from gpsearch.profiling.strangers import load, told
 
 PROTOCOL = "abab-1"
 """The protocol is part of the number: readings of different protocols are not compared."""
-AA_GATE = 0.02
-"""How far from 1 the ratio of a model to itself may lie."""
 
 
 @dataclass(frozen=True)
@@ -150,22 +148,6 @@ def measure(
         wall_s=wall_s,
         workload=_workload(model, example, facts),
     )
-
-
-def check(
-    device: DeviceProfiler,
-    model: nn.Module,
-    example: tuple[Any, ...],
-    *,
-    host: Host | None = None,
-) -> Reading:
-    """Measure a model against itself: a device whose ratio is not 1 ± 2 % cannot rank models."""
-    reading = measure(device, model, example, reference=model, reference_name="itself", host=host)
-    ratio = reading["latency_ratio"].value
-    if ratio is not None and abs(ratio - 1) <= AA_GATE:
-        return reading
-    failed = f"a model measured against itself came out at {ratio:.3f} instead of 1 ± {AA_GATE}"
-    return replace(reading, stable=False, flags=[*reading.flags, failed])
 
 
 def usable(device: DeviceProfiler) -> DeviceFacts:

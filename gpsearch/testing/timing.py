@@ -7,8 +7,7 @@ import math
 import time
 from collections.abc import Iterable
 
-from gpsearch.profiling import Reading, measure
-from gpsearch.profiling.measuring import AA_GATE
+from gpsearch.profiling import AA_GATE, Reading, measure
 from gpsearch.testing.bench import Bench
 from gpsearch.testing.checks import CheckFailed, check
 
