@@ -16,7 +16,7 @@ Of the engine a profiler imports this package and `gpsearch.errors`, and nothing
     zeus        likewise what Zeus reads of Jetson boards, Apple's chips and AMD's GPUs
     host        the measuring machine: its load, and who may use it when
     measuring   `measure`: one model on one device, as one `Reading`
-    gate        `aa_gate`: whether the device can rank models at all
+    gate        `aa_gate` and `check`: whether the device can rank models at all
 
 For devices that do not run torch there are `exported` and `to_onnx` of `gpsearch.exporting`.
 """
